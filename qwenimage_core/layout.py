@@ -132,12 +132,9 @@ class Layout:
 
     def joint_slice(self, name: str) -> slice:
         """Place of a segment in the joint sequence."""
-        start = 0
-        for segment in self.segments:
-            if segment.name == name:
-                return slice(start, start + segment.tokens)
-            start += segment.tokens
-        return self[name] and slice(0)  # raises KeyError with the known names
+        before = self.segments[: self.segments.index(self[name])]
+        start = sum(s.tokens for s in before)
+        return slice(start, start + self[name].tokens)
 
     def image_slice(self, name: str) -> slice:
         """Place of an image segment in the image stream."""

@@ -1,0 +1,180 @@
+"""The frozen values that hooks return. A plugin builds these; the planner puts them together by rule.
+
+Nothing heavy happens when a value is built: tensors are wrapped in `Tokens`, which knows how many tokens it will
+give and computes them only when a picture is really made. So `explain()` runs every hook and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from qwenimage_core.errors import RequestError
+from qwenimage_core.layout import NOISE, Grid, TimestepRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qwenimage_core.adapters.lora import Adapter
+
+BranchName = Literal["positive", "negative"]
+BRANCHES: tuple[BranchName, ...] = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A number of tokens and how to compute them: `value` is (1, count, width), computed once, on first use."""
+
+    count: int
+    compute: Callable[[], Tensor]
+    grid: Grid | None = None
+
+    @cached_property
+    def value(self) -> Tensor:
+        value = self.compute()
+        if value.ndim != 3 or tuple(value.shape[:2]) != (1, self.count):
+            raise RequestError(
+                "Tokens came out in another shape than announced.",
+                got=tuple(value.shape),
+                expected=f"(1, {self.count}, width)",
+            )
+        return value
+
+
+class EncodePrompt(Protocol):
+    """How a prompt of one branch becomes text tokens (the encoder's last hidden state, system prefix dropped)."""
+
+    def __call__(self, prompt: str) -> Tokens: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSegment:
+    """Text tokens beside the prompt's own, placed before it. None leaves the segment out of that branch."""
+
+    name: str
+    positive: Tokens | None = None
+    negative: Tokens | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSegment:
+    """Image tokens appended after the noise tokens, the same in both branches.
+
+    `rank` fixes the order of segments of different plugins (100 context, 200 references, 300 the input of layers);
+    segments of equal rank keep the order in which their plugin gives them.
+    """
+
+    name: str
+    tokens: Tokens
+    rank: int
+    frame: int | None = None
+    onto: str | None = None
+    timestep: TimestepRule = "step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Shape of what is denoised: `frames` pictures of `channels` image channels (3 RGB, 4 RGBA) at request size."""
+
+    frames: int = 1
+    channels: int = 3
+
+
+class Schedule(Protocol):
+    """Noise levels from the first step to 0: steps + 1 falling numbers in [0, 1], the last one 0."""
+
+    def __call__(self, *, steps: int, tokens: int, strength: float, mu: float | None) -> list[float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions:
+    """Choices of one run that change the transformer's arithmetic; None leaves the checkpoint's own choice.
+
+    `zero_cond_t` modulates segments whose rule is `zero` at time zero; `addition_t` picks the row of the additional
+    time embedding; `activation` is that of the feed-forward layers.
+    """
+
+    zero_cond_t: bool | None = None
+    addition_t: int | None = None
+    activation: Literal["gelu_tanh", "quick_gelu"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What a `condition` hook gives. `text` and `adapters` add; every other part replaces, and two plugins that
+    replace the same part are an error."""
+
+    text: tuple[TextSegment, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    encode_prompt: EncodePrompt | None = None
+    schedule: Schedule | None = None
+    target: Target | None = None
+    options: TransformerOptions | None = None
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Two segments that do not see each other, in either direction."""
+
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Within:
+    """A text segment and the image tokens where `where` is true see each other; elsewhere they do not.
+
+    `where` is a (height, width) boolean tensor on the grid of `image`; it holds for every frame of that segment.
+    """
+
+    text: str
+    image: str
+    where: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionRules:
+    """Structure of who sees whom in one branch. Rules of all plugins intersect; no rule means no mask at all."""
+
+    rules: tuple[Apart | Within, ...]
+
+
+class Delta(Protocol):
+    """Residual of one block at one step: tokens_BND of the segment, and the computed `inputs` -> delta_BND."""
+
+    def __call__(self, block: int, step: int, tokens: Tensor, *inputs: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual:
+    """Something added to the tokens of `segment` after a block.
+
+    All residuals of a block see the same tokens and their deltas add up, so their order does not matter.
+    `blocks` and `steps` None mean all of them. `inputs` are computed once before the loop and handed to `delta`.
+    """
+
+    name: str
+    delta: Delta
+    inputs: tuple[Tokens, ...] = ()
+    segment: str = NOISE
+    blocks: Collection[int] | None = None
+    steps: Collection[int] | None = None
+    branches: Collection[BranchName] = BRANCHES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named way to run one published model: where its files are, and the request that suits it."""
+
+    name: str
+    summary: str
+    models: tuple[Mapping[str, Any], ...]
+    tokenizer: Mapping[str, Any] | None = None
+    processor: Mapping[str, Any] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    loras: tuple[Mapping[str, Any], ...] = ()
+    options: TransformerOptions = TransformerOptions()
+    example: Mapping[str, Any] = field(default_factory=dict)
+    based_on: str | None = None
