@@ -1,0 +1,58 @@
+"""Rotary position embedding over three axes (frame, row, column), in real float32 arithmetic.
+
+Shape legend: B batch, H heads, S tokens, D head width, K = D/2 rotated pairs.
+
+Channels 2k and 2k+1 of a head are one pair, turned by position * theta**(-2j/axis_dim); the pairs are shared out
+to the axes in the order frame, row, column. Real arithmetic, because complex tensors neither compile nor run on every
+device; the tables are no module buffers, because `.to(dtype)` would round them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Cosines and sines of every token's rotation, float32, (S, K). Built once a run by `rope_tables`."""
+
+    cos_SK: Tensor
+    sin_SK: Tensor
+
+    def apply(self, x_BHSD: Tensor) -> Tensor:
+        """Turn queries or keys; the arithmetic is float32, the result has the dtype of `x_BHSD`."""
+        even, odd = x_BHSD.float().unflatten(-1, (-1, 2)).unbind(-1)  # both (B, H, S, K)
+        turned = (even * self.cos_SK - odd * self.sin_SK, even * self.sin_SK + odd * self.cos_SK)
+        return torch.stack(turned, dim=-1).flatten(-2).to(x_BHSD.dtype)
+
+    def rows(self, start: int, stop: int) -> Rope:
+        """The tables of tokens start..stop-1 only."""
+        return Rope(self.cos_SK[start:stop], self.sin_SK[start:stop])
+
+    def to(self, device: torch.device | str) -> Rope:
+        return Rope(self.cos_SK.to(device), self.sin_SK.to(device))
+
+    def __len__(self) -> int:
+        return self.cos_SK.shape[0]
+
+
+def rope_tables(positions_S3: Tensor, axes_dims: Sequence[int], theta: float = 10000.0) -> Rope:
+    """Tables for tokens at integer `positions_S3` (S, 3), of either sign and any size.
+
+    `axes_dims` are the channels each axis gets; their sum is the head width. The tables live on the positions' device.
+    """
+    if positions_S3.ndim != 2 or positions_S3.shape[1] != len(axes_dims):
+        raise ValueError(f"positions have shape {tuple(positions_S3.shape)}, expected (S, {len(axes_dims)})")
+    if positions_S3.is_floating_point() or any(dim % 2 for dim in axes_dims):
+        raise ValueError(f"positions are integers and axis widths even: got {positions_S3.dtype}, {tuple(axes_dims)}")
+    angles = []
+    for axis, dim in enumerate(axes_dims):
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions_S3.device) / dim
+        frequencies = 1.0 / torch.pow(theta, exponents)
+        angles.append(positions_S3[:, axis, None].float() * frequencies)  # (S, dim/2)
+    angles_SK = torch.cat(angles, dim=1)
+    return Rope(angles_SK.cos(), angles_SK.sin())

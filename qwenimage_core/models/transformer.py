@@ -1,0 +1,143 @@
+"""The double-stream diffusion transformer of the Qwen-Image family, with the published tensor names.
+
+Shape legend: B batch, N image tokens (noise first, then appended ones), M noise tokens, L text tokens, C packed latent
+channels, E text encoder width, D width, S = L + N joint tokens, text first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .modulation import StepModulation, TimestepEmbedding
+from .rope import Rope
+from .transformer_block import EPSILON, Attend, RMSNorm, TransformerBlock
+from .transformer_config import TransformerConfig
+
+__all__ = ["Attend", "QwenImageTransformer", "Residual", "StepModulation", "TransformerConfig"]
+
+Residual = Callable[[int, Tensor], Tensor | None]
+"""residual(block, image_BND) -> the tokens to go on with, or None for no change. After the last block only the noise
+tokens are left: (B, M, D)."""
+
+
+class _FinalNorm(nn.Module):
+    """Holds the projection of the timestep that scales and shifts the last norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 2 * width)
+
+    def forward(self, embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
+        scale_BD, shift_BD = self.linear(F.silu(embedding_BD)).chunk(2, dim=-1)
+        return scale_BD, shift_BD
+
+
+class QwenImageTransformer(nn.Module):
+    """Predicts the velocity (noise minus picture) of packed latents.
+
+    One run calls `embed_text` once, `modulation` once a step (or once for all steps: it is a table then), and the
+    module itself once a step and branch.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.time_text_embed = TimestepEmbedding(config.width, config.use_additional_t_cond)
+        self.txt_norm = RMSNorm(config.joint_attention_dim)
+        self.img_in = nn.Linear(config.in_channels, config.width)
+        self.txt_in = nn.Linear(config.joint_attention_dim, config.width)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(config) for _ in range(config.num_layers)])
+        self.norm_out = _FinalNorm(config.width)
+        self.proj_out = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
+
+    def embed_text(self, text_BLE: Tensor) -> Tensor:
+        """Prompt encoding -> text tokens (B, L, D). Independent of the step."""
+        return self.txt_in(self.txt_norm(text_BLE))
+
+    def modulation(
+        self, timestep: float | Tensor, addition_t: int | None = None, zero: bool = False
+    ) -> StepModulation:
+        """All that depends on `timestep` (0..1000; one number, or (B,) for a batch or a table of steps).
+
+        `addition_t` is the row of the additional embedding, for models that have it and only for them. `zero` adds a
+        second row for the tokens that are modulated as if the timestep were 0.
+        """
+        if (addition_t is not None) != self.config.use_additional_t_cond:
+            wants = "0 or 1" if self.config.use_additional_t_cond else "None: this transformer has no such embedding"
+            raise ValueError(f"addition_t is {addition_t}, expected {wants}")
+        weight = self.txt_norm.weight
+        timestep_B = torch.as_tensor(timestep, dtype=torch.float32, device=weight.device).reshape(-1)
+        embedding_BD = self.time_text_embed(timestep_B, addition_t, weight.dtype)
+        rows = [embedding_BD]
+        if zero:
+            rows.append(self.time_text_embed(torch.zeros_like(timestep_B), addition_t, weight.dtype))
+        rows_RBD = torch.stack(rows)
+        blocks = cast(Sequence[TransformerBlock], self.transformer_blocks)
+        image_LRBE = torch.stack([block.img_mod(rows_RBD) for block in blocks])
+        text_LBE = torch.stack([block.txt_mod(embedding_BD) for block in blocks])
+        scale_BD, shift_BD = self.norm_out(embedding_BD)
+        return StepModulation(image_LRBE, text_LBE, scale_BD, shift_BD)
+
+    def forward(
+        self,
+        x_BNC: Tensor,
+        text_BLD: Tensor,
+        rope: Rope,
+        modulation: StepModulation,
+        *,
+        noise_tokens: int,
+        zero_rows: tuple[slice, ...] = (),
+        attend: Attend | None = None,
+        residual: Residual | None = None,
+        checkpointing: bool = False,
+    ) -> Tensor:
+        """Velocity of the first `noise_tokens` image tokens, (B, M, C).
+
+        `text_BLD` comes from `embed_text`; `rope` covers the S joint tokens, text first. `zero_rows` are the runs of the
+        image stream modulated by row 1 of `modulation`. `attend` replaces unmasked attention. With `checkpointing`,
+        blocks are recomputed in the backward pass instead of keeping their activations.
+        """
+        self._check(x_BNC, text_BLD, rope, modulation, noise_tokens, zero_rows)
+        image, text = self.img_in(x_BNC), text_BLD
+        last = len(self.transformer_blocks) - 1
+        for number, block in enumerate(self.transformer_blocks):
+            inputs = (
+                *(image, text, modulation.image_LRBE[number], modulation.text_LBE[number], rope),
+                *(zero_rows, attend, noise_tokens if number == last else None),
+            )
+            if checkpointing and torch.is_grad_enabled():
+                image, text = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                image, text = block(*inputs)
+            if residual is not None and (changed := residual(number, image)) is not None:
+                image = changed
+        image = F.layer_norm(image, image.shape[-1:], eps=EPSILON)
+        return self.proj_out(image * (1 + modulation.scale_BD[:, None]) + modulation.shift_BD[:, None])
+
+    def _check(
+        self,
+        x_BNC: Tensor,
+        text_BLD: Tensor,
+        rope: Rope,
+        modulation: StepModulation,
+        noise_tokens: int,
+        zero_rows: tuple[slice, ...],
+    ) -> None:
+        """Mismatches that would otherwise broadcast or be cut off in silence."""
+        batch, tokens = x_BNC.shape[:2]
+        if text_BLD.shape[0] != batch or modulation.scale_BD.shape[0] not in (1, batch):
+            raise ValueError(
+                f"{batch} samples come with {text_BLD.shape[0]} texts and {modulation.scale_BD.shape[0]} timesteps"
+            )
+        if len(rope) != text_BLD.shape[1] + tokens:
+            raise ValueError(f"rope covers {len(rope)} tokens, expected {text_BLD.shape[1]} text + {tokens} image")
+        if not 0 < noise_tokens <= tokens:
+            raise ValueError(f"noise_tokens is {noise_tokens}, expected 1..{tokens}")
+        if any(rows.stop > tokens for rows in zero_rows) or (zero_rows and modulation.image_LRBE.shape[1] < 2):
+            raise ValueError(f"zero_rows {zero_rows} need {tokens} tokens to hold them and modulation(zero=True)")

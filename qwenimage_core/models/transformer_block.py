@@ -1,0 +1,157 @@
+"""One double-stream block: image and text tokens each with their own weights, joined in one attention.
+
+Shape legend: B batch, N image tokens, L text tokens, S = L + N joint tokens (text first), M kept image tokens, D width,
+H heads, R timestep rows, E = 6 D. Submodules carry the published tensor names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .modulation import Runs, add_gated, modulate, timestep_runs
+from .rope import Rope
+from .transformer_config import Activation, TransformerConfig
+
+EPSILON = 1e-6
+FLOAT16_LIMIT = 65504.0
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""attend(q_BHQD, k_BHSD, v_BHSD) -> out_BHQD. The queries are all S joint tokens, or in the last block the
+Q = noise_tokens first image tokens only."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in float32, cast back, then times the weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + EPSILON)
+        return normed.to(x.dtype) * self.weight
+
+
+class _Up(nn.Module):
+    """First half of the feed-forward; `quick_gelu` is x * sigmoid(1.702 x)."""
+
+    def __init__(self, width: int, inner: int, activation: Activation) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, inner)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(x)
+        return F.gelu(x, approximate="tanh") if self.activation == "gelu_tanh" else x * torch.sigmoid(1.702 * x)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, activation: Activation) -> None:
+        super().__init__()
+        # The middle place was a dropout in training; it keeps the published name of the last linear, net.2.
+        self.net = nn.Sequential(_Up(width, 4 * width, activation), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class JointAttention(nn.Module):
+    """Attention over [text, image]; both streams have their own projections and query/key norms."""
+
+    def __init__(self, width: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q = RMSNorm(head_dim)
+        self.norm_k = RMSNorm(head_dim)
+        self.add_q_proj = nn.Linear(width, width)
+        self.add_k_proj = nn.Linear(width, width)
+        self.add_v_proj = nn.Linear(width, width)
+        self.to_add_out = nn.Linear(width, width)
+        self.norm_added_q = RMSNorm(head_dim)
+        self.norm_added_k = RMSNorm(head_dim)
+
+    def forward(
+        self, image_BND: Tensor, text_BLD: Tensor, rope: Rope, attend: Attend | None, keep: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention output of both streams; with `keep`, of the first `keep` image tokens and no text."""
+        text_tokens = text_BLD.shape[1]
+        q_image = self._heads(self.to_q(image_BND[:, :keep]), self.norm_q)
+        k_image = self._heads(self.to_k(image_BND), self.norm_k)
+        k_text = self._heads(self.add_k_proj(text_BLD), self.norm_added_k)
+        k = rope.apply(torch.cat([k_text, k_image], dim=2))  # (B, H, S, head_dim)
+        v = torch.cat([self._heads(self.add_v_proj(text_BLD)), self._heads(self.to_v(image_BND))], dim=2)
+        if keep is None:
+            q_text = self._heads(self.add_q_proj(text_BLD), self.norm_added_q)
+            q = rope.apply(torch.cat([q_text, q_image], dim=2))
+        else:
+            q = rope.rows(text_tokens, text_tokens + keep).apply(q_image)
+
+        out = F.scaled_dot_product_attention(q, k, v) if attend is None else attend(q, k, v)
+        out = out.transpose(1, 2).flatten(2).to(image_BND.dtype)  # (B, H, Q, head_dim) -> (B, Q, D)
+        if keep is not None:
+            return self.to_out[0](out), None
+        return self.to_out[0](out[:, text_tokens:]), self.to_add_out(out[:, :text_tokens])
+
+    def _heads(self, x: Tensor, norm: RMSNorm | None = None) -> Tensor:
+        """(B, tokens, D) -> (B, H, tokens, head_dim), normed per head."""
+        x = x.unflatten(-1, (-1, self.head_dim))
+        return (x if norm is None else norm(x)).transpose(1, 2)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.txt_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.attn = JointAttention(width, config.attention_head_dim)
+        self.img_mlp = FeedForward(width, config.activation)
+        self.txt_mlp = FeedForward(width, config.activation)
+
+    def forward(
+        self,
+        image_BND: Tensor,
+        text_BLD: Tensor,
+        image_RBE: Tensor,
+        text_BE: Tensor,
+        rope: Rope,
+        zero_rows: Sequence[slice] = (),
+        attend: Attend | None = None,
+        keep: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams after this block. With `keep` (the last block) the image stream is its first `keep` tokens
+        and the text stream is returned as it came, because nobody reads what would become of it."""
+        image_mod, text_mod = image_RBE.chunk(6, dim=-1), text_BE.unsqueeze(0).chunk(6, dim=-1)
+        text_runs = [(0, text_BLD.shape[1], 0)]
+        image_attended, text_attended = self.attn(
+            modulate(_norm(image_BND), *image_mod[:2], timestep_runs(image_BND.shape[1], zero_rows)),
+            modulate(_norm(text_BLD), *text_mod[:2], text_runs),
+            rope,
+            attend,
+            keep,
+        )
+        kept_BMD = image_BND[:, :keep]
+        image = _finish(kept_BMD, image_attended, image_mod, timestep_runs(kept_BMD.shape[1], zero_rows), self.img_mlp)
+        if text_attended is None:
+            return image, text_BLD
+        return image, _finish(text_BLD, text_attended, text_mod, text_runs, self.txt_mlp)
+
+
+def _finish(x_BND: Tensor, attended_BND: Tensor, mod: Sequence[Tensor], runs: Runs, mlp: FeedForward) -> Tensor:
+    """Add the attention's share, then the feed-forward's."""
+    x_BND = add_gated(x_BND, attended_BND, mod[2], runs)
+    x_BND = add_gated(x_BND, mlp(modulate(_norm(x_BND), mod[3], mod[4], runs)), mod[5], runs)
+    return x_BND.clip(-FLOAT16_LIMIT, FLOAT16_LIMIT) if x_BND.dtype == torch.float16 else x_BND
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=EPSILON)
