@@ -71,3 +71,7 @@ class HookError(PluginError):
 
 class DenoiseError(QwenImageError):
     """The loop cannot go on: values that are not finite."""
+
+
+class QwenImageWarning(UserWarning):
+    """Something that was asked for and is not done, or is done in another way than the words suggest."""
