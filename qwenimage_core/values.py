@@ -63,7 +63,8 @@ class ImageSegment:
     """Image tokens appended after the noise tokens, the same in both branches.
 
     `rank` fixes the order of segments of different plugins (100 context, 200 references, 300 the input of layers);
-    segments of equal rank keep the order in which their plugin gives them.
+    segments of equal rank keep the order in which their plugin gives them. `timestep` None follows the model: time
+    zero where it was trained so (`zero_cond_t`), the step's time elsewhere.
     """
 
     name: str
@@ -71,7 +72,7 @@ class ImageSegment:
     rank: int
     frame: int | None = None
     onto: str | None = None
-    timestep: TimestepRule = "step"
+    timestep: TimestepRule | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

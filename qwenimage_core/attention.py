@@ -1,0 +1,128 @@
+"""From rules about segments to the cheapest exact way of computing attention.
+
+No rule: no mask object at all, plain attention. Few different views (the usual case: a handful of entities): tokens
+that see the same keys are attended together, unmasked, with only those keys; nothing of size S x S exists. Many
+different views: one boolean mask, made once a run.
+
+B batch, H heads, S joint tokens, D channels a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from qwenimage_core.errors import RequestError
+from qwenimage_core.layout import Layout
+from qwenimage_core.values import Apart, Within
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+MAX_VIEWS = 48
+"""Beyond this many different views, one masked call is cheaper than many small ones."""
+
+
+def attention_for(rules: Sequence[Apart | Within], layout: Layout, device: torch.device | str) -> Attend | None:
+    """The attention of one branch; None where every token sees every token.
+
+    Raises RequestError for a rule about a segment that is not in the layout or a map of another size than its grid.
+    """
+    if not rules:
+        return None
+    view_S, views_VS = visible_keys(rules, layout)
+    if bool(views_VS.all()):
+        return None
+    if len(views_VS) > MAX_VIEWS:
+        return Masked(views_VS[view_S].to(device))
+    groups = []
+    for view, keys_S in enumerate(views_VS):
+        queries = torch.nonzero(view_S == view).flatten()
+        groups.append((queries.to(device), torch.nonzero(keys_S).flatten().to(device)))
+    return Grouped(tuple(groups))
+
+
+def visible_keys(rules: Sequence[Apart | Within], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """(view of each token (S,), keys each view sees (V, S) bool): tokens of one view see exactly the same keys."""
+    classes_S, allowed_KK = _classes(rules, layout)
+    views_VK, view_K = torch.unique(allowed_KK, dim=0, return_inverse=True)
+    return view_K[classes_S], views_VK[:, classes_S]
+
+
+def _classes(rules: Sequence[Apart | Within], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens that no rule tells apart form a class: (class of each token (S,), which class sees which (K, K))."""
+    withins = [r for r in rules if isinstance(r, Within)]
+    # one column a map: 1 where it lets the token be seen, also outside its own image segment
+    marks_SR = torch.ones(layout.tokens, len(withins), dtype=torch.bool)
+    segment_S = torch.empty(layout.tokens, dtype=torch.long)
+    for i, segment in enumerate(layout.segments):
+        segment_S[layout.joint_slice(segment.name)] = i
+    for column, rule in enumerate(withins):
+        marks_SR[layout.joint_slice(rule.image), column] = _spatial_map(rule, layout)
+    keys_KR, classes_S = torch.unique(
+        torch.cat([segment_S[:, None], marks_SR.long()], dim=1), dim=0, return_inverse=True
+    )
+    names = [layout.segments[int(i)].name for i in keys_KR[:, 0]]
+    allowed_KK = torch.ones(len(names), len(names), dtype=torch.bool)
+    for rule in rules:
+        if isinstance(rule, Apart):
+            _known(rule.a, layout), _known(rule.b, layout)
+            hide = _is(names, rule.a)[:, None] & _is(names, rule.b)[None, :]
+        else:
+            off_K = keys_KR[:, 1 + withins.index(rule)] == 0
+            hide = _is(names, rule.text)[:, None] & (_is(names, rule.image) & off_K)[None, :]
+        allowed_KK &= ~(hide | hide.T)
+    return classes_S, allowed_KK
+
+
+def _is(names: Sequence[str], name: str) -> torch.Tensor:
+    return torch.tensor([n == name for n in names])
+
+
+def _known(name: str, layout: Layout) -> None:
+    if name not in layout:
+        raise RequestError(
+            "An attention rule speaks of a segment that is not there.",
+            got=name,
+            expected=[s.name for s in layout.segments],
+        )
+
+
+def _spatial_map(rule: Within, layout: Layout) -> torch.Tensor:
+    _known(rule.text, layout), _known(rule.image, layout)
+    grid = layout[rule.image].grid
+    if grid is None or tuple(rule.where.shape) != (grid.height, grid.width) or rule.where.dtype != torch.bool:
+        raise RequestError(
+            f"The map of {rule.text!r} over {rule.image!r} does not fit that segment's grid.",
+            got=f"{tuple(rule.where.shape)} {rule.where.dtype}",
+            expected=f"({grid.height}, {grid.width}) torch.bool" if grid else "an image segment",
+        )
+    return rule.where.flatten().repeat(grid.frames)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Attention of each group of queries over the keys that group sees; exact, and no mask."""
+
+    groups: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+    def __call__(self, q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor) -> torch.Tensor:
+        places, outs = [], []
+        for queries, keys in self.groups:
+            k, v = (k_BHSD, v_BHSD) if len(keys) == k_BHSD.shape[2] else (k_BHSD[:, :, keys], v_BHSD[:, :, keys])
+            outs.append(F.scaled_dot_product_attention(q_BHSD[:, :, queries], k, v))
+            places.append(queries)
+        order = torch.argsort(torch.cat(places))
+        return torch.cat(outs, dim=2)[:, :, order]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Attention with one boolean (S, S) mask, true where a query (row) sees a key (column)."""
+
+    mask_SS: torch.Tensor
+
+    def __call__(self, q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, attn_mask=self.mask_SS)
