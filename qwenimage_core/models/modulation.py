@@ -19,8 +19,9 @@ FREQUENCIES = 128  # the sinusoidal embedding is twice as wide
 class StepModulation:
     """Everything that depends on the timestep alone, as plain tensors.
 
-    The E channels are shift, scale, gate of the attention half, then of the feed-forward half. R is 2 when tokens of
-    the run are modulated as if the timestep were zero, else 1. Where B enumerates steps, it is a table: `step(i)`.
+    The E channels are shift, scale, gate of the attention half, then of the feed-forward half. R is 2 when
+    tokens of the run are modulated as if the timestep were zero, else 1. Where B enumerates steps, it is a
+    table: `step(i)`.
     """
 
     image_LRBE: Tensor
@@ -71,11 +72,12 @@ Runs = Sequence[tuple[int, int, int]]  # (start, stop, timestep row) of consecut
 
 
 def timestep_runs(tokens: int, zero_rows: Sequence[slice]) -> list[tuple[int, int, int]]:
-    """Cut the first `tokens` image tokens into runs of one timestep row each; `zero_rows` may reach beyond them."""
+    """Cut the first `tokens` image tokens into runs of one timestep row each; `zero_rows` may reach beyond
+    them."""
     runs: list[tuple[int, int, int]] = []
     at = 0
-    for start, stop in sorted((rows.start, rows.stop) for rows in zero_rows):
-        start, stop = min(start, tokens), min(stop, tokens)
+    for zero in sorted(zero_rows, key=lambda rows: rows.start):
+        start, stop = min(zero.start, tokens), min(zero.stop, tokens)
         if start < at:
             raise ValueError(f"zero_rows overlap or are negative: {zero_rows}")
         runs += [(at, start, 0)] if start > at else []

@@ -2,9 +2,9 @@
 
 Shape legend: B batch, H heads, S tokens, D head width, K = D/2 rotated pairs.
 
-Channels 2k and 2k+1 of a head are one pair, turned by position * theta**(-2j/axis_dim); the pairs are shared out
-to the axes in the order frame, row, column. Real arithmetic, because complex tensors neither compile nor run on every
-device; the tables are no module buffers, because `.to(dtype)` would round them.
+Channels 2k and 2k+1 of a head are one pair, turned by position * theta**(-2j/axis_dim); the pairs are shared
+out to the axes in the order frame, row, column. Real arithmetic, because complex tensors neither compile nor
+run on every device; the tables are no module buffers, because `.to(dtype)` would round them.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class Rope:
 def rope_tables(positions_S3: Tensor, axes_dims: Sequence[int], theta: float = 10000.0) -> Rope:
     """Tables for tokens at integer `positions_S3` (S, 3), of either sign and any size.
 
-    `axes_dims` are the channels each axis gets; their sum is the head width. The tables live on the positions' device.
+    `axes_dims` are the channels each axis gets; their sum is the head width. The tables live on the
+    positions' device.
     """
     if positions_S3.ndim != 2 or positions_S3.shape[1] != len(axes_dims):
         raise ValueError(f"positions have shape {tuple(positions_S3.shape)}, expected (S, {len(axes_dims)})")
     if positions_S3.is_floating_point() or any(dim % 2 for dim in axes_dims):
-        raise ValueError(f"positions are integers and axis widths even: got {positions_S3.dtype}, {tuple(axes_dims)}")
+        raise ValueError(f"positions are integers, axis widths even; got {positions_S3.dtype}, {axes_dims}")
     angles = []
     for axis, dim in enumerate(axes_dims):
         exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions_S3.device) / dim

@@ -1,7 +1,7 @@
 """The double-stream diffusion transformer of the Qwen-Image family, with the published tensor names.
 
-Shape legend: B batch, N image tokens (noise first, then appended ones), M noise tokens, L text tokens, C packed latent
-channels, E text encoder width, D width, S = L + N joint tokens, text first.
+Shape legend: B batch, N image tokens (noise first, then appended ones), M noise tokens, L text tokens, C
+packed latent channels, E text encoder width, D width, S = L + N joint tokens, text first.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .modulation import StepModulation, TimestepEmbedding
-from .rope import Rope
-from .transformer_block import EPSILON, Attend, RMSNorm, TransformerBlock
-from .transformer_config import TransformerConfig
+from qwenimage_core.models.modulation import StepModulation, TimestepEmbedding
+from qwenimage_core.models.rope import Rope
+from qwenimage_core.models.transformer_block import EPSILON, Attend, RMSNorm, TransformerBlock
+from qwenimage_core.models.transformer_config import Activation, TransformerConfig
 
 __all__ = ["Attend", "QwenImageTransformer", "Residual", "StepModulation", "TransformerConfig"]
 
 Residual = Callable[[int, Tensor], Tensor | None]
-"""residual(block, image_BND) -> the tokens to go on with, or None for no change. After the last block only the noise
-tokens are left: (B, M, D)."""
+"""residual(block, image_BND) -> the tokens to go on with, or None for no change. After the last block only
+the noise tokens are left: (B, M, D)."""
 
 
 class _FinalNorm(nn.Module):
@@ -41,8 +41,8 @@ class _FinalNorm(nn.Module):
 class QwenImageTransformer(nn.Module):
     """Predicts the velocity (noise minus picture) of packed latents.
 
-    One run calls `embed_text` once, `modulation` once a step (or once for all steps: it is a table then), and the
-    module itself once a step and branch.
+    One run calls `embed_text` once, `modulation` once a step (or once for all steps: it is a table then), and
+    the module itself once a step and branch.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -65,12 +65,12 @@ class QwenImageTransformer(nn.Module):
     ) -> StepModulation:
         """All that depends on `timestep` (0..1000; one number, or (B,) for a batch or a table of steps).
 
-        `addition_t` is the row of the additional embedding, for models that have it and only for them. `zero` adds a
-        second row for the tokens that are modulated as if the timestep were 0.
+        `addition_t` is the row of the additional embedding, for models that have it and only for them. `zero`
+        adds a second row for the tokens that are modulated as if the timestep were 0.
         """
         if (addition_t is not None) != self.config.use_additional_t_cond:
-            wants = "0 or 1" if self.config.use_additional_t_cond else "None: this transformer has no such embedding"
-            raise ValueError(f"addition_t is {addition_t}, expected {wants}")
+            expected = "0 or 1" if addition_t is None else "None: this transformer has no such embedding"
+            raise ValueError(f"addition_t is {addition_t}, expected {expected}")
         weight = self.txt_norm.weight
         timestep_B = torch.as_tensor(timestep, dtype=torch.float32, device=weight.device).reshape(-1)
         embedding_BD = self.time_text_embed(timestep_B, addition_t, weight.dtype)
@@ -95,22 +95,24 @@ class QwenImageTransformer(nn.Module):
         zero_rows: tuple[slice, ...] = (),
         attend: Attend | None = None,
         residual: Residual | None = None,
+        activation: Activation | None = None,
         checkpointing: bool = False,
     ) -> Tensor:
         """Velocity of the first `noise_tokens` image tokens, (B, M, C).
 
-        `text_BLD` comes from `embed_text`; `rope` covers the S joint tokens, text first. `zero_rows` are the runs of the
-        image stream modulated by row 1 of `modulation`. `attend` replaces unmasked attention. With `checkpointing`,
-        blocks are recomputed in the backward pass instead of keeping their activations.
+        `text_BLD` comes from `embed_text`; `rope` covers the S joint tokens, text first. `zero_rows` are the
+        runs of the image stream modulated by row 1 of `modulation`. `attend` replaces unmasked attention,
+        `residual` sees and may change the image tokens after each block, `activation` overrides the config's
+        for this call. With `checkpointing`, blocks are recomputed in the backward pass instead of keeping
+        their activations.
         """
         self._check(x_BNC, text_BLD, rope, modulation, noise_tokens, zero_rows)
         image, text = self.img_in(x_BNC), text_BLD
+        options = (rope, activation or self.config.activation, zero_rows, attend)
         last = len(self.transformer_blocks) - 1
         for number, block in enumerate(self.transformer_blocks):
-            inputs = (
-                *(image, text, modulation.image_LRBE[number], modulation.text_LBE[number], rope),
-                *(zero_rows, attend, noise_tokens if number == last else None),
-            )
+            vectors = modulation.image_LRBE[number], modulation.text_LBE[number]
+            inputs = (image, text, *vectors, *options, noise_tokens if number == last else None)
             if checkpointing and torch.is_grad_enabled():
                 image, text = checkpoint(block, *inputs, use_reentrant=False)
             else:
@@ -131,13 +133,15 @@ class QwenImageTransformer(nn.Module):
     ) -> None:
         """Mismatches that would otherwise broadcast or be cut off in silence."""
         batch, tokens = x_BNC.shape[:2]
-        if text_BLD.shape[0] != batch or modulation.scale_BD.shape[0] not in (1, batch):
-            raise ValueError(
-                f"{batch} samples come with {text_BLD.shape[0]} texts and {modulation.scale_BD.shape[0]} timesteps"
-            )
-        if len(rope) != text_BLD.shape[1] + tokens:
-            raise ValueError(f"rope covers {len(rope)} tokens, expected {text_BLD.shape[1]} text + {tokens} image")
+        texts, text_tokens = text_BLD.shape[:2]
+        times, rows = modulation.scale_BD.shape[0], modulation.image_LRBE.shape[1]
+        if texts != batch or times not in (1, batch):
+            raise ValueError(f"{batch} samples come with {texts} texts and {times} timesteps")
+        if len(rope) != text_tokens + tokens:
+            raise ValueError(f"rope covers {len(rope)} tokens, expected {text_tokens} text + {tokens} image")
         if not 0 < noise_tokens <= tokens:
             raise ValueError(f"noise_tokens is {noise_tokens}, expected 1..{tokens}")
-        if any(rows.stop > tokens for rows in zero_rows) or (zero_rows and modulation.image_LRBE.shape[1] < 2):
-            raise ValueError(f"zero_rows {zero_rows} need {tokens} tokens to hold them and modulation(zero=True)")
+        if zero_rows and (rows < 2 or max(run.stop for run in zero_rows) > tokens):
+            raise ValueError(
+                f"zero_rows {zero_rows} do not fit {tokens} tokens, or lack modulation(zero=True)"
+            )

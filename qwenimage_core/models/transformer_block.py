@@ -1,20 +1,21 @@
 """One double-stream block: image and text tokens each with their own weights, joined in one attention.
 
-Shape legend: B batch, N image tokens, L text tokens, S = L + N joint tokens (text first), M kept image tokens, D width,
-H heads, R timestep rows, E = 6 D. Submodules carry the published tensor names.
+Shape legend: B batch, N image tokens, L text tokens, S = L + N joint tokens (text first), M kept image
+tokens, D width, H heads, R timestep rows, E = 6 D. Submodules carry the published tensor names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .modulation import Runs, add_gated, modulate, timestep_runs
-from .rope import Rope
-from .transformer_config import Activation, TransformerConfig
+from qwenimage_core.models.modulation import Runs, add_gated, modulate, timestep_runs
+from qwenimage_core.models.rope import Rope
+from qwenimage_core.models.transformer_config import Activation, TransformerConfig
 
 EPSILON = 1e-6
 FLOAT16_LIMIT = 65504.0
@@ -38,26 +39,25 @@ class RMSNorm(nn.Module):
 
 
 class _Up(nn.Module):
-    """First half of the feed-forward; `quick_gelu` is x * sigmoid(1.702 x)."""
+    """First half of the feed-forward; exists for its published tensor name."""
 
-    def __init__(self, width: int, inner: int, activation: Activation) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, inner)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        return F.gelu(x, approximate="tanh") if self.activation == "gelu_tanh" else x * torch.sigmoid(1.702 * x)
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int, activation: Activation) -> None:
+    """Two linears around one of the two activations; `quick_gelu` is x * sigmoid(1.702 x)."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
         # The middle place was a dropout in training; it keeps the published name of the last linear, net.2.
-        self.net = nn.Sequential(_Up(width, 4 * width, activation), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.ModuleList([_Up(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def forward(self, x: Tensor, activation: Activation) -> Tensor:
+        x = cast(_Up, self.net[0]).proj(x)
+        x = F.gelu(x, approximate="tanh") if activation == "gelu_tanh" else x * torch.sigmoid(1.702 * x)
+        return self.net[2](x)
 
 
 class JointAttention(nn.Module):
@@ -114,8 +114,8 @@ class TransformerBlock(nn.Module):
         self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.txt_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.attn = JointAttention(width, config.attention_head_dim)
-        self.img_mlp = FeedForward(width, config.activation)
-        self.txt_mlp = FeedForward(width, config.activation)
+        self.img_mlp = FeedForward(width)
+        self.txt_mlp = FeedForward(width)
 
     def forward(
         self,
@@ -124,12 +124,13 @@ class TransformerBlock(nn.Module):
         image_RBE: Tensor,
         text_BE: Tensor,
         rope: Rope,
+        activation: Activation,
         zero_rows: Sequence[slice] = (),
         attend: Attend | None = None,
         keep: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Both streams after this block. With `keep` (the last block) the image stream is its first `keep` tokens
-        and the text stream is returned as it came, because nobody reads what would become of it."""
+        """Both streams after this block. With `keep` (the last block) the image stream is its first `keep`
+        tokens and the text stream is returned as it came, because nobody reads what would become of it."""
         image_mod, text_mod = image_RBE.chunk(6, dim=-1), text_BE.unsqueeze(0).chunk(6, dim=-1)
         text_runs = [(0, text_BLD.shape[1], 0)]
         image_attended, text_attended = self.attn(
@@ -140,16 +141,19 @@ class TransformerBlock(nn.Module):
             keep,
         )
         kept_BMD = image_BND[:, :keep]
-        image = _finish(kept_BMD, image_attended, image_mod, timestep_runs(kept_BMD.shape[1], zero_rows), self.img_mlp)
+        runs = timestep_runs(kept_BMD.shape[1], zero_rows)
+        image = _finish(kept_BMD, image_attended, image_mod, runs, self.img_mlp, activation)
         if text_attended is None:
             return image, text_BLD
-        return image, _finish(text_BLD, text_attended, text_mod, text_runs, self.txt_mlp)
+        return image, _finish(text_BLD, text_attended, text_mod, text_runs, self.txt_mlp, activation)
 
 
-def _finish(x_BND: Tensor, attended_BND: Tensor, mod: Sequence[Tensor], runs: Runs, mlp: FeedForward) -> Tensor:
+def _finish(
+    x_BND: Tensor, attended_BND: Tensor, mod: Sequence[Tensor], runs: Runs, mlp: FeedForward, act: Activation
+) -> Tensor:
     """Add the attention's share, then the feed-forward's."""
     x_BND = add_gated(x_BND, attended_BND, mod[2], runs)
-    x_BND = add_gated(x_BND, mlp(modulate(_norm(x_BND), mod[3], mod[4], runs)), mod[5], runs)
+    x_BND = add_gated(x_BND, mlp(modulate(_norm(x_BND), mod[3], mod[4], runs), act), mod[5], runs)
     return x_BND.clip(-FLOAT16_LIMIT, FLOAT16_LIMIT) if x_BND.dtype == torch.float16 else x_BND
 
 

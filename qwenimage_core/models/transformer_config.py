@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
-from ..errors import LoadError
+from qwenimage_core.errors import LoadError
 
 Activation = Literal["gelu_tanh", "quick_gelu"]
 
@@ -17,10 +17,11 @@ _WITHOUT_EFFECT = frozenset({"pooled_projection_dim"})
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes and options of the double-stream transformer; the defaults are Qwen-Image's (20.43 billion parameters).
+    """Sizes and options of the double-stream transformer; the defaults are Qwen-Image's (20.43 billion
+    parameters).
 
-    `activation` is the feed-forward's: `gelu_tanh` as published, `quick_gelu` (x * sigmoid(1.702 x)) as assumed by
-    weights that were trained with DiffSynth-Studio.
+    `activation` is the feed-forward's: `gelu_tanh` as published, `quick_gelu` (x * sigmoid(1.702 x)) as
+    assumed by weights that were trained with DiffSynth-Studio.
     """
 
     num_layers: int = 60
@@ -63,7 +64,8 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """From the keys of `transformer/config.json`; a key that could change the maths and is not known is an error."""
+        """From the keys of `transformer/config.json`; a key that could change the maths and is not known is
+        an error."""
         known = {field.name for field in fields(cls)}
         given = {key: value for key, value in config.items() if not key.startswith("_")}
         strangers = sorted(set(given) - known - _WITHOUT_EFFECT)
@@ -91,21 +93,22 @@ class TransformerConfig:
     ) -> Self:
         """From tensor names and shapes, for checkpoints with no config.json.
 
-        Shapes tell the number of blocks, all widths, the head count (through the width of `norm_q`) and whether there
-        is an additional timestep embedding. They cannot tell, and this takes from the family: patches of 2 x 2, rotary
-        axes in the proportions 16/56/56 of 128, three-dimensional layer positions exactly where there is an additional
-        timestep embedding. They cannot tell either, so the caller says: `zero_cond_t` (Edit-2511 has the shapes of
-        Qwen-Image) and `activation`.
+        Shapes tell the number of blocks, all widths, the head count (through the width of `norm_q`) and
+        whether there is an additional timestep embedding. They cannot tell, and this takes from the family:
+        patches of 2 x 2, rotary axes in the proportions 16/56/56 of 128, three-dimensional layer positions
+        exactly where there is an additional timestep embedding. They cannot tell either, so the caller says:
+        `zero_cond_t` (Edit-2511 has the shapes of Qwen-Image) and `activation`.
         """
-        block_numbers = {int(match[1]) for name in shapes if (match := re.match(r"transformer_blocks\.(\d+)\.", name))}
+        numbers = (re.match(r"transformer_blocks\.(\d+)\.", name) for name in shapes)
+        blocks = {int(number[1]) for number in numbers if number}
         width, in_channels = _shape(shapes, "img_in.weight", 2)
         head_dim = _shape(shapes, "transformer_blocks.0.attn.norm_q.weight", 1)[0]
-        if block_numbers != set(range(len(block_numbers))):
-            missing = sorted(set(range(max(block_numbers))) - block_numbers)
+        if blocks != set(range(len(blocks))):
+            missing = sorted(set(range(max(blocks))) - blocks)
             raise LoadError(
                 "blocks are missing from the middle of this transformer",
-                got=f"{len(block_numbers)} blocks, the last is number {max(block_numbers)}; missing: {missing}"[:200],
-                expected="blocks numbered without a gap",
+                got=f"the last of {len(blocks)} blocks is number {max(blocks)}; the first missing is {missing[0]}",
+                expected="blocks numbered from 0 without a gap",
                 mend="give all shards of the checkpoint",
             )
         if head_dim % 16 or width % head_dim:
@@ -117,7 +120,7 @@ class TransformerConfig:
             )
         layered = "time_text_embed.addition_t_embedding.weight" in shapes
         return cls(
-            num_layers=len(block_numbers),
+            num_layers=len(blocks),
             num_attention_heads=width // head_dim,
             attention_head_dim=head_dim,
             joint_attention_dim=_shape(shapes, "txt_in.weight", 2)[1],
