@@ -4,7 +4,7 @@ No rule: no mask object at all, plain attention. Few different views (the usual 
 that see the same keys are attended together, unmasked, with only those keys; nothing of size S x S exists. Many
 different views: one boolean mask, made once a run.
 
-B batch, H heads, S joint tokens, D channels a head.
+B batch, H heads, S joint tokens, Q queries, D channels a head, V views, K classes, R maps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from qwenimage_core.errors import RequestError
-from qwenimage_core.layout import Layout
+from qwenimage_core.layout import NOISE, Layout
 from qwenimage_core.values import Apart, Within
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,13 +35,20 @@ def attention_for(rules: Sequence[Apart | Within], layout: Layout, device: torch
     view_S, views_VS = visible_keys(rules, layout)
     if bool(views_VS.all()):
         return None
+    noise = layout.joint_slice(NOISE)
     if len(views_VS) > MAX_VIEWS:
-        return Masked(views_VS[view_S].to(device))
-    groups = []
-    for view, keys_S in enumerate(views_VS):
-        queries = torch.nonzero(view_S == view).flatten()
-        groups.append((queries.to(device), torch.nonzero(keys_S).flatten().to(device)))
-    return Grouped(tuple(groups))
+        mask_SS = views_VS[view_S].to(device)
+        return Masked(mask_SS, mask_SS[noise])
+    return Grouped(_groups(view_S, views_VS, device), _groups(view_S[noise], views_VS, device), layout.tokens)
+
+
+def _groups(view_Q: torch.Tensor, views_VS: torch.Tensor, device: torch.device | str) -> Groups:
+    """The queries of each view that occurs, the keys they see, and the order that puts the queries back in place."""
+    pairs = []
+    for view in torch.unique(view_Q):
+        queries, keys = (view_Q == view).nonzero().flatten(), views_VS[view].nonzero().flatten()
+        pairs.append((queries.to(device), keys.to(device)))
+    return Groups(tuple(pairs), torch.argsort(torch.cat([queries for queries, _ in pairs])))
 
 
 def visible_keys(rules: Sequence[Apart | Within], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,26 +110,41 @@ def _spatial_map(rule: Within, layout: Layout) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """(queries, keys they see) as token numbers, and where each query goes when the groups' results are joined."""
+
+    pairs: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    order: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Grouped:
-    """Attention of each group of queries over the keys that group sees; exact, and no mask."""
+    """Each group of queries over the keys that it sees: exact, and no mask.
 
-    groups: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    The queries are all `tokens` joint tokens, or the noise tokens alone (the last block needs no others).
+    """
 
-    def __call__(self, q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor) -> torch.Tensor:
-        places, outs = [], []
-        for queries, keys in self.groups:
-            k, v = (k_BHSD, v_BHSD) if len(keys) == k_BHSD.shape[2] else (k_BHSD[:, :, keys], v_BHSD[:, :, keys])
-            outs.append(F.scaled_dot_product_attention(q_BHSD[:, :, queries], k, v))
-            places.append(queries)
-        order = torch.argsort(torch.cat(places))
-        return torch.cat(outs, dim=2)[:, :, order]
+    joint: Groups
+    noise: Groups
+    tokens: int
+
+    def __call__(self, q_BHQD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor) -> torch.Tensor:
+        groups = self.joint if q_BHQD.shape[2] == self.tokens else self.noise
+        outs = []
+        for queries, keys in groups.pairs:
+            everything = len(keys) == self.tokens
+            k, v = (k_BHSD, v_BHSD) if everything else (k_BHSD[:, :, keys], v_BHSD[:, :, keys])
+            outs.append(F.scaled_dot_product_attention(q_BHQD[:, :, queries], k, v))
+        return torch.cat(outs, dim=2)[:, :, groups.order]
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Attention with one boolean (S, S) mask, true where a query (row) sees a key (column)."""
+    """One boolean mask, true where a query (row) sees a key (column); `noise_QS` are the noise tokens' rows of it."""
 
-    mask_SS: torch.Tensor
+    joint_SS: torch.Tensor
+    noise_QS: torch.Tensor
 
-    def __call__(self, q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, attn_mask=self.mask_SS)
+    def __call__(self, q_BHQD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor) -> torch.Tensor:
+        mask = self.joint_SS if q_BHQD.shape[2] == len(self.joint_SS) else self.noise_QS
+        return F.scaled_dot_product_attention(q_BHQD, k_BHSD, v_BHSD, attn_mask=mask)

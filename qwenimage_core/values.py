@@ -77,10 +77,11 @@ class ImageSegment:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Shape of what is denoised: `frames` pictures of `channels` image channels (3 RGB, 4 RGBA) at request size."""
+    """Shape of what is denoised: `frames` pictures at request size, of as many image channels as the VAE must have
+    (3 RGB, 4 RGBA; None takes what is loaded)."""
 
     frames: int = 1
-    channels: int = 3
+    channels: int | None = None
 
 
 class Schedule(Protocol):
@@ -123,7 +124,7 @@ class Apart:
     b: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Within:
     """A text segment and the image tokens where `where` is true see each other; elsewhere they do not.
 
