@@ -1,0 +1,137 @@
+"""The project's chores, one session each: `nox -l` lists them, plain `nox` runs what CI runs.
+
+Every environment is built by pip (uv does not see the index settings that give a small torch) from constraints.txt, and
+holds the distributions installed as a user would have them, not editable.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_external_run = True
+# The documented examples are part of the default test run, so that `docs` is not among these.
+nox.options.sessions = ["lint", "tests"]
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
+LINT_TOOLS = ("ruff", "mypy")
+PEERS = {"torch": "2.14.1", "torchvision": "0.29.1", "diffusers": "0.42.1", "diffsynth": "2.1.12"}
+# One thread a process: two test processes share the cores of the smallest machine without fighting for them.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def distributions() -> list[Path]:
+    """The core first, then every package of contrib/ and plugins/ that exists."""
+    others = [
+        *ROOT.glob("contrib/qwenimage-*/pyproject.toml"),
+        *ROOT.glob("plugins/qwenimage-*/pyproject.toml"),
+    ]
+    return [ROOT, *sorted(path.parent for path in others)]
+
+
+def packages() -> list[str]:
+    """The import packages of all distributions, as paths for the type checker."""
+    found = [
+        ROOT / "qwenimage_core",
+        *(path for d in distributions()[1:] for path in sorted(d.glob("qwenimage_*"))),
+    ]
+    return [str(path.relative_to(ROOT)) for path in found if path.is_dir()]
+
+
+def install(session: nox.Session, *tools: str, constraints: Path = CONSTRAINTS) -> None:
+    """Install all distributions and the given tools with one pip call, so that one resolution covers them."""
+    session.install("-c", str(constraints), *(str(path) for path in distributions()), *tools)
+
+
+def install_peers(session: nox.Session) -> None:
+    """Install the peers beside our distributions; they need a torch that has a torchvision, so its pin gives way."""
+    kept = [line for line in CONSTRAINTS.read_text().splitlines() if line.partition("==")[0] not in PEERS]
+    constraints = Path(session.create_tmp()) / "constraints-peers.txt"
+    constraints.write_text(
+        "\n".join([*kept, *(f"{name}=={version}" for name, version in PEERS.items())]) + "\n"
+    )
+    install(session, *PEERS, *TEST_TOOLS, constraints=constraints)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting and types."""
+    install(session, *LINT_TOOLS, "nox")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy", *packages(), "noxfile.py")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The default test set, on the installed distributions: `nox -s tests -- -k name` for a part of it."""
+    install(session, *TEST_TOOLS, "nox")
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run every example of the README files and of docs/."""
+    install(session, *TEST_TOOLS)
+    session.run("pytest", "tests/docs", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Compare with diffusers and DiffSynth-Studio, run live on equal weights. Installs several gigabytes."""
+    install_peers(session)
+    session.run("pytest", "tests/parity", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure ourselves and the peers in one run and print the ratios: `nox -s benchmarks -- bench_vae` for one."""
+    install_peers(session)
+    chosen = session.posargs or sorted(path.stem for path in ROOT.glob("tests/benchmarks/bench_*.py"))
+    for name in chosen:
+        session.run("python", f"tests/benchmarks/{name}.py", env=ONE_THREAD)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build wheel and sdist of every distribution, install the wheels in an empty environment, draw a picture."""
+    session.install("-c", str(CONSTRAINTS), "build", "hatchling")
+    dist = ROOT / "dist"
+    for old in [*dist.glob("qwenimage*.whl"), *dist.glob("qwenimage*.tar.gz")]:
+        old.unlink()
+    for path in distributions():
+        session.run("python", "-m", "build", "--outdir", str(dist), str(path))
+    draw_from_wheels(session, dist)
+
+
+def draw_from_wheels(session: nox.Session, dist: Path) -> None:
+    """Install `qwenimage-core[all]` with our packages from `dist` and nowhere else, and generate a picture.
+
+    A constraint that names a file binds pip to that file, so that a namesake on an index cannot take its place.
+    """
+    scratch = Path(session.create_tmp())
+    wheels = {path.name.split("-")[0].replace("_", "-"): path for path in dist.glob("qwenimage*.whl")}
+    constraints = scratch / "constraints-wheels.txt"
+    ours = "".join(f"{name} @ {path.as_uri()}\n" for name, path in sorted(wheels.items()))
+    constraints.write_text(CONSTRAINTS.read_text() + ours)
+    session.run("python", "-m", "venv", "--clear", str(scratch / "empty"))
+    bin_folder = scratch / "empty" / ("Scripts" if os.name == "nt" else "bin")
+    pip = (str(bin_folder / "python"), "-m", "pip")
+    where = ("--find-links", str(dist), "-c", str(constraints))
+    session.run(*pip, "install", *where, "qwenimage-core[all]", external=True)
+    session.run(*pip, "check", external=True)
+    picture = scratch / "circle.png"
+    picture.unlink(missing_ok=True)
+    prompt = "a red circle on a blue background"
+    # From the scratch folder, so that nothing is imported from the checkout.
+    with session.chdir(scratch):
+        session.run(str(bin_folder / "qwenimage"), "generate", prompt, "-o", str(picture), external=True)
+    if not picture.is_file():
+        session.error(f"no picture at {picture}")
+    session.log(f"drew {picture}")
