@@ -107,7 +107,7 @@ class TransformerConfig:
             missing = sorted(set(range(max(blocks))) - blocks)
             raise LoadError(
                 "blocks are missing from the middle of this transformer",
-                got=f"the last of {len(blocks)} blocks is number {max(blocks)}; the first missing is {missing[0]}",
+                got=f"{len(blocks)} blocks, but number {missing[0]} is not among them",
                 expected="blocks numbered from 0 without a gap",
                 mend="give all shards of the checkpoint",
             )

@@ -1,0 +1,1 @@
+"""The models of the family, in the published architecture and under the published tensor names."""
