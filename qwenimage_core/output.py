@@ -1,0 +1,59 @@
+"""Final latents to what the caller asked for.
+
+B pictures of one prompt, N noise tokens, C packed channels, F frames, Z latent channels, h and w latent pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwenimage_core.context import Context
+from qwenimage_core.errors import ConflictError
+from qwenimage_core.images import to_pictures
+from qwenimage_core.latents import unpack
+from qwenimage_core.plan import Plan
+
+if TYPE_CHECKING:
+    from qwenimage_core.loading.components import Component
+
+Components = Mapping[str, Sequence["Component"]]
+
+
+def finish(x_BNC: torch.Tensor, plan: Plan, ctx: Context, components: Components) -> list[Any]:
+    """One entry a seed: a PIL picture (`pil`), values in [-1, 1] (`tensor`: (C, H, W)) or `latent`s (Z, h, w).
+
+    Targets of several frames give (F, ...) tensors and lists of pictures. A plugin's `decode` hook, where one is
+    active, makes the pictures instead.
+    """
+    z_BFZhw = unpack(x_BNC, plan.grid, plan.backbone.patch_size)
+    kind = plan.request.output_type
+    if kind == "latent":
+        return [_single(z_FZhw) for z_FZhw in z_BFZhw]
+    if kind == "tensor":
+        return [_single(decode(z_FZhw, plan, components).clamp(-1, 1)) for z_FZhw in z_BFZhw]
+    outputs = []
+    for z_FZhw in z_BFZhw:
+        given = [(p, pictures) for p in plan.plugins if (pictures := p.call("decode", ctx=ctx, latents=z_FZhw))]
+        if len(given) > 1:
+            raise ConflictError(f"{given[0][0].name} and {given[1][0].name} both decode the picture.")
+        outputs.append(_single(given[0][1] if given else to_pictures(decode(z_FZhw, plan, components))))
+    return outputs
+
+
+def decode(z_FZhw: torch.Tensor, plan: Plan, components: Components) -> torch.Tensor:
+    """(F, C, H, W) float32, not clamped."""
+    from qwenimage_core.models.vae_tiling import decode_tiled
+
+    vae, request = components["vae"][0].module, plan.request
+    z_FZhw = z_FZhw.to(vae.device, vae.dtype)
+    if request.tiled:
+        return decode_tiled(vae, z_FZhw, request.tile_size, request.tile_stride).float()
+    return vae.decode(z_FZhw).float()
+
+
+def _single(values: Any) -> Any:
+    """A run of one frame is given without its frame axis."""
+    return values[0] if len(values) == 1 else values

@@ -1,0 +1,194 @@
+"""The pipeline: components, plugins and adapters, and the way from a request to pictures.
+
+    request -> plan -> encode -> denoise -> finish
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from qwenimage_core.adapters.lora import Adapter, attached
+from qwenimage_core.context import Context
+from qwenimage_core.encoders import Encoders
+from qwenimage_core.errors import AdapterError, RequestError
+from qwenimage_core.explain import Explanation, explain
+from qwenimage_core.inputs import encode
+from qwenimage_core.loop import StepReport, denoise
+from qwenimage_core.output import decode, finish
+from qwenimage_core.plan import Plan
+from qwenimage_core.planner import make_plan
+from qwenimage_core.registry import LoadedPlugin, PluginRegistry
+from qwenimage_core.velocity import bind
+
+if TYPE_CHECKING:
+    from qwenimage_core.loading.components import Component
+    from qwenimage_core.loading.config import ModelConfig
+    from qwenimage_core.models.backbone import BackboneDescription
+    from qwenimage_core.models.text_encoder import PromptEncoder
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Pictures (or tensors) with the plans they were made by: `images[i]` was drawn from `seeds[i]`."""
+
+    images: list[Any]
+    seeds: list[int]
+    plans: tuple[Plan, ...]
+    adapters: tuple[Adapter, ...]
+
+    @property
+    def prompts(self) -> list[str]:
+        return [plan.prompt for plan in self.plans for _ in plan.seeds]
+
+
+class QwenImagePipeline:
+    """Draws pictures. Make one with `from_pretrained`; call it with the fields of a request."""
+
+    def __init__(
+        self,
+        *,
+        components: Mapping[str, Sequence[Component]],
+        prompts: PromptEncoder,
+        backbone: BackboneDescription,
+        registry: PluginRegistry,
+        dtype: torch.dtype,
+        device: torch.device,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.components, self.prompts, self.backbone = components, prompts, backbone
+        self.registry, self.dtype, self.device = registry, dtype, device
+        self.defaults = dict(defaults or {})
+        self._loras: dict[str, Adapter] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | None = None,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        model_configs: Sequence[ModelConfig] = (),
+        tokenizer_config: ModelConfig | None = None,
+        processor_config: ModelConfig | None = None,
+        vram_limit: float | None = None,
+        plugins: Sequence[Any] = (),
+    ) -> Self:
+        """Open a model: `model` is a hub id, a folder in hub layout or "tiny"; or give `model_configs` one by one.
+
+        Headers are checked at once, weights are read when they are first needed. `torch_dtype` defaults to bfloat16,
+        on a CPU to float32; `device` to the accelerator that is there. `plugins` are objects or files of plugins,
+        beside the installed ones. Raises LoadError for files that are not what they should be.
+        """
+        from qwenimage_core.assemble import assemble
+
+        return cls(
+            **assemble(
+                model,
+                torch_dtype=torch_dtype,
+                device=device,
+                model_configs=model_configs,
+                tokenizer_config=tokenizer_config,
+                processor_config=processor_config,
+                vram_limit=vram_limit,
+                plugins=plugins,
+            )
+        )
+
+    def __call__(self, prompt: str | list[str] | None = None, **fields: Any) -> Any:
+        """Draw. One picture comes back as itself, several as a list: prompt by prompt, seed by seed."""
+        images = self.generate(prompt, **fields).images
+        return images[0] if len(images) == 1 else images
+
+    def generate(self, prompt: str | list[str] | None = None, **fields: Any) -> Generation:
+        """Draw, and keep the plans and seeds with the pictures."""
+        plans = self.plans(prompt, **fields)
+        images: list[Any] = []
+        for plan in plans:
+            images += self.run(plan)
+        seeds = [seed for plan in plans for seed in plan.seeds]
+        return Generation(images, seeds, tuple(plans), tuple(self._loras.values()))
+
+    def plan(self, prompt: str | None = None, **fields: Any) -> Plan:
+        """Everything decided before the first step, for a request of one prompt."""
+        plans = self.plans(prompt, **fields)
+        if len(plans) != 1:
+            raise RequestError("plan() is for one prompt.", got=f"{len(plans)} prompts", mend="use plans()")
+        return plans[0]
+
+    def plans(self, prompt: str | list[str] | None = None, **fields: Any) -> list[Plan]:
+        """One plan a prompt. Every prompt uses the same seeds, so a list draws what single calls would."""
+        request, active = self.registry.validate(self.defaults, {"prompt": prompt, **fields})
+        first = secrets.randbelow(2**32) if request.seed is None else request.seed
+        seeds = range(first, first + request.num_images_per_prompt)
+        tile = (request.tile_size, request.tile_stride) if request.tiled else None
+        encoders = Encoders(self.prompts, self.components, self.backbone, tile=tile)
+        return [make_plan(self._context(request, text, encoders), active, seeds) for text in request.prompts]
+
+    def explain(self, prompt: str | list[str] | None = None, **fields: Any) -> Explanation:
+        """What this request would do, in words; loads and runs no model."""
+        return explain(self.plans(prompt, **fields), self.components, loras=list(self._loras))
+
+    @torch.no_grad()
+    def run(self, plan: Plan) -> list[Any]:
+        """Carry out a plan: one output a seed."""
+        inputs = encode(plan, dtype=self.dtype, device=self.device)
+        transformer = self.components["transformer"][0].module
+        with attached(self._modules(plan.adapters), plan.adapters):
+            x_BNC = denoise(
+                bind(transformer, plan, inputs),
+                inputs.latents_BNC,
+                plan.sigmas,
+                blend=inputs.blend,
+                progress=_progress(plan),
+                after_step=self._reporter(plan),
+            )
+        ctx = self._context(plan.request, plan.prompt, None)
+        return finish(x_BNC, plan, ctx, self.components)
+
+    # --- adapters -------------------------------------------------------------------------------------------------
+
+    def load_lora(
+        self,
+        source: Any,
+        *,
+        strength: float = 1.0,
+        name: str | None = None,
+        component: str = "transformer",
+        mode: str = "hot",
+    ) -> str:
+        """Attach a LoRA until `clear_lora`; several add up. Returns its name.
+
+        `source` is a safetensors file or a ModelConfig. `hot` runs it beside the weights, `merged` adds it into them.
+        Raises AdapterError if it does not fit, naming the first tensors that are strange.
+        """
+        raise AdapterError("not wired yet")
+
+    def _context(self, request: Any, prompt: str, encoders: Encoders | None) -> Context:
+        return Context(
+            request=request, prompt=prompt, backbone=self.backbone, encoders=encoders, components=self.components
+        )
+
+    def _reporter(self, plan: Plan) -> Callable[[int, torch.Tensor, torch.Tensor], None] | None:
+        callback = plan.request.step_callback
+        if callback is None:
+            return None
+
+        def report(step: int, x_BNC: torch.Tensor, picture_BNC: torch.Tensor) -> None:
+            preview = lambda: finish(picture_BNC, plan, ctx, self.components)
+            callback(StepReport(step, plan.steps, plan.sigmas[step + 1], x_BNC, picture_BNC, preview))
+
+        ctx = self._context(plan.request, plan.prompt, None)
+        return report
+
+
+def _progress(plan: Plan) -> Callable[[Any], Any]:
+    if plan.request.progress_bar_cmd is not None:
+        return plan.request.progress_bar_cmd
+    from tqdm import tqdm
+
+    return tqdm
