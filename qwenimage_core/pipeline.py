@@ -6,23 +6,25 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from qwenimage_core.adapters.lora import Adapter, attached
+from qwenimage_core.adapters.lora import Adapter, Attachment, Mode, attach, attached
 from qwenimage_core.context import Context
 from qwenimage_core.encoders import Encoders
 from qwenimage_core.errors import AdapterError, RequestError
 from qwenimage_core.explain import Explanation, explain
 from qwenimage_core.inputs import encode
 from qwenimage_core.loop import StepReport, denoise
-from qwenimage_core.output import decode, finish
+from qwenimage_core.output import finish
 from qwenimage_core.plan import Plan
 from qwenimage_core.planner import make_plan
-from qwenimage_core.registry import LoadedPlugin, PluginRegistry
+from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.velocity import bind
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class QwenImagePipeline:
         self.components, self.prompts, self.backbone = components, prompts, backbone
         self.registry, self.dtype, self.device = registry, dtype, device
         self.defaults = dict(defaults or {})
-        self._loras: dict[str, Adapter] = {}
+        self._loras: dict[str, Attachment] = {}
 
     @classmethod
     def from_pretrained(
@@ -111,7 +113,7 @@ class QwenImagePipeline:
         for plan in plans:
             images += self.run(plan)
         seeds = [seed for plan in plans for seed in plan.seeds]
-        return Generation(images, seeds, tuple(plans), tuple(self._loras.values()))
+        return Generation(images, seeds, tuple(plans), self.loras)
 
     def plan(self, prompt: str | None = None, **fields: Any) -> Plan:
         """Everything decided before the first step, for a request of one prompt."""
@@ -122,7 +124,9 @@ class QwenImagePipeline:
 
     def plans(self, prompt: str | list[str] | None = None, **fields: Any) -> list[Plan]:
         """One plan a prompt. Every prompt uses the same seeds, so a list draws what single calls would."""
-        request, active = self.registry.validate(self.defaults, {"prompt": prompt, **fields})
+        given = {name: value for name, value in {"prompt": prompt, **fields}.items() if value is not None}
+        request = self.registry.request(**{**self.defaults, **given})
+        active = self.registry.active(given)
         first = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = range(first, first + request.num_images_per_prompt)
         tile = (request.tile_size, request.tile_stride) if request.tiled else None
@@ -137,10 +141,9 @@ class QwenImagePipeline:
     def run(self, plan: Plan) -> list[Any]:
         """Carry out a plan: one output a seed."""
         inputs = encode(plan, dtype=self.dtype, device=self.device)
-        transformer = self.components["transformer"][0].module
-        with attached(self._modules(plan.adapters), plan.adapters):
+        with self._adapted(plan.adapters):
             x_BNC = denoise(
-                bind(transformer, plan, inputs),
+                bind(self.components["transformer"][0].module, plan, inputs),
                 inputs.latents_BNC,
                 plan.sigmas,
                 blend=inputs.blend,
@@ -154,19 +157,54 @@ class QwenImagePipeline:
 
     def load_lora(
         self,
-        source: Any,
+        source: ModelConfig | str | Path,
         *,
         strength: float = 1.0,
         name: str | None = None,
         component: str = "transformer",
-        mode: str = "hot",
+        mode: Mode = "hot",
     ) -> str:
-        """Attach a LoRA until `clear_lora`; several add up. Returns its name.
+        """Attach a LoRA until `clear_lora`; several add up, each with its strength. Returns its name.
 
-        `source` is a safetensors file or a ModelConfig. `hot` runs it beside the weights, `merged` adds it into them.
-        Raises AdapterError if it does not fit, naming the first tensors that are strange.
+        `source` is a safetensors file, a folder that holds one, or a ModelConfig. `hot` runs it beside the weights,
+        `merged` adds it into them. Raises AdapterError if it does not fit, naming the first tensors that are strange.
         """
-        raise AdapterError("not wired yet")
+        from qwenimage_core.loading.sources import locate
+
+        path = source if isinstance(source, str | Path) else locate(source)[0]
+        name = Path(path).stem if name is None else name
+        if name in self._loras:
+            raise AdapterError(
+                f"A LoRA named {name!r} is loaded already.", mend="clear it first, or give this one another name"
+            )
+        adapter = Adapter(name=name, weights=path, strength=strength, component=component, mode=mode)
+        self._loras[name] = attach(self._module(component), adapter)
+        return name
+
+    def clear_lora(self, name: str | None = None) -> None:
+        """Detach one LoRA, or all of them; the weights are bit for bit what they were."""
+        if name is not None and name not in self._loras:
+            raise AdapterError(f"There is no LoRA {name!r}.", expected=sorted(self._loras) or "none is loaded")
+        for each in [name] if name is not None else list(self._loras):
+            self._loras.pop(each).detach()
+
+    @property
+    def loras(self) -> tuple[Adapter, ...]:
+        """What `load_lora` has attached, with the strengths of now."""
+        return tuple(replace(a.adapter, strength=a.strength) for a in self._loras.values())
+
+    @contextmanager
+    def _adapted(self, adapters: Sequence[Adapter]) -> Iterator[None]:
+        """The adapters of one run, on the components they are for."""
+        with ExitStack() as stack:
+            for adapter in adapters:
+                stack.enter_context(attached(self._module(adapter.component), [adapter]))
+            yield
+
+    def _module(self, component: str) -> torch.nn.Module:
+        if component not in self.components:
+            raise AdapterError(f"There is no component {component!r} here.", expected=sorted(self.components))
+        return self.components[component][0].module
 
     def _context(self, request: Any, prompt: str, encoders: Encoders | None) -> Context:
         return Context(
