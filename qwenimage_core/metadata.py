@@ -1,0 +1,334 @@
+"""What is written into a picture so that it can be made again: the request with every value that was used, versions,
+digests of weights, adapters and input pictures.
+
+A picture of a batch records the request that draws it alone. PNG carries the record in an iTXt chunk `qwenimage`
+(and as readable text in `parameters`), JPEG and WebP in the EXIF UserComment. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+
+from qwenimage_core.errors import LoadError, QwenImageError
+from qwenimage_core.fields import request_error
+from qwenimage_core.images import open_picture
+from qwenimage_core.version import __version__
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMAT = 1
+CHUNK = "qwenimage"
+PICTURE = "$picture"  # marks an input picture inside a recorded request
+MAX_CHARACTERS = 1_000_000
+EXIF_IFD, USER_COMMENT, ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
+LIBRARIES = ("torch", "transformers")
+KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+
+Name = Annotated[str, StringConstraints(max_length=4096)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PluginUsed(_Record):
+    name: Name
+    version: Name
+    distribution: Name | None = None
+
+
+class AdapterUsed(_Record):
+    """A LoRA that was attached by hand. Those that plugins attach follow from the request."""
+
+    name: Name
+    source: Name | None
+    digest: Name
+    strength: float
+    component: Name = "transformer"
+    mode: Name = "hot"
+
+
+class ModelUsed(_Record):
+    """What `from_pretrained` was given; `source` None means model configs, which the command line cannot repeat."""
+
+    source: Name | None
+    dtype: Name
+    device: Name
+
+
+class PictureMetadata(_Record):
+    """`request` holds every value that was used, `given` the names among them that were not defaults. `unrecorded`
+    names values that have no form as text. `output` counts the pictures of one seed (layers)."""
+
+    format: Literal[1] = FORMAT
+    request: dict[Name, JsonValue]
+    given: tuple[Name, ...]
+    unrecorded: tuple[Name, ...] = ()
+    output: int = Field(0, ge=0, le=1024)
+    versions: dict[Name, Name]
+    plugins: tuple[PluginUsed, ...] = ()
+    model: ModelUsed
+    components: dict[Name, Name]
+    adapters: tuple[AdapterUsed, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Self:
+        """The record in `text`; LoadError says what is wrong with it, `where` whose it is."""
+        if len(text) > MAX_CHARACTERS:
+            raise LoadError(
+                f"{where} has metadata of absurd size.", got=len(text), expected=f"<= {MAX_CHARACTERS}"
+            )
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise LoadError(
+                f"{where} has metadata that is damaged.", got=f"{error}; {text[:60]!r}"
+            ) from error
+        found = content.get("format") if isinstance(content, dict) else None
+        if isinstance(found, int) and found != FORMAT:
+            raise LoadError(
+                f"{where} has metadata of another format.",
+                got=f"format {found}",
+                expected=f"format {FORMAT}, of qwenimage-core {__version__}",
+                mend="pip install --upgrade qwenimage-core" if found > FORMAT else None,
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise LoadError(
+                f"{where} has metadata that is not ours.", got=request_error(error).what
+            ) from error
+
+    def readable(self) -> str:
+        """The gist as people and other programs write it."""
+        r = self.request
+        facts = {
+            "Steps": r.get("num_inference_steps"),
+            "CFG scale": r.get("cfg_scale"),
+            "Seed": r.get("seed"),
+            "Size": f"{r.get('width')}x{r.get('height')}",
+            "Model": self.model.source,
+            "Version": f"qwenimage-core {self.versions.get('qwenimage-core')}",
+        }
+        negative = [f"Negative prompt: {r['negative_prompt']}"] if r.get("negative_prompt") else []
+        return "\n".join(
+            [str(r.get("prompt")), *negative, ", ".join(f"{k}: {v}" for k, v in facts.items() if v)]
+        )
+
+
+def describe(
+    request: BaseModel,
+    *,
+    prompt: str,
+    seed: int,
+    plugins: Sequence[PluginUsed],
+    model: ModelUsed,
+    components: Mapping[str, str],
+    adapters: Sequence[AdapterUsed] = (),
+    output: int = 0,
+    fields: Sequence[str] | None = None,
+) -> PictureMetadata:
+    """The record of one picture. `request` is the one of the whole batch; `fields` are those that took part (the
+    core's and the active plugins'), None means all. `components` maps names to digests."""
+    values: dict[str, JsonValue] = {}
+    unrecorded = []
+    for name in type(request).model_fields if fields is None else fields:
+        if type(request).model_fields[name].exclude:
+            continue
+        try:
+            values[name] = _as_json(getattr(request, name))
+        except TypeError:
+            unrecorded.append(name)
+    values |= {"prompt": prompt, "seed": seed, "num_images_per_prompt": 1}
+    used = {
+        "prompt",
+        "seed",
+        "width",
+        "height",
+        "num_inference_steps",
+        "cfg_scale",
+    } | request.model_fields_set
+    return PictureMetadata(
+        request=values,
+        given=tuple(sorted((used - {"num_images_per_prompt"}) & set(values))),
+        unrecorded=tuple(unrecorded),
+        output=output,
+        versions=versions(),
+        plugins=tuple(plugins),
+        model=model,
+        components=dict(components),
+        adapters=tuple(adapters),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide about bits, read from metadata: nothing is imported."""
+    return {"qwenimage-core": __version__} | {name: _version(name) for name in LIBRARIES}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return installed_version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _as_json(value: Any) -> JsonValue:
+    """A request value as JSON; TypeError if it has no such form."""
+    from PIL import Image
+
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Image.Image):
+        path = getattr(value, "filename", None)
+        return {PICTURE: {"path": str(path) if path else None, "sha256": picture_digest(value)}}
+    if isinstance(value, BaseModel):
+        return {name: _as_json(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    raise TypeError(type(value).__name__)
+
+
+def picture_digest(picture: Image.Image) -> str:
+    """SHA-256 of mode, size and pixels (palettes resolved): what the model saw, whatever the file around it."""
+    picture = picture.convert("RGBA") if picture.mode in ("P", "PA") else picture
+    head = f"{picture.mode} {picture.width} {picture.height}\n".encode()
+    return hashlib.sha256(head + picture.tobytes()).hexdigest()
+
+
+def check_target(path: Path, *, overwrite: bool = False) -> None:
+    """QwenImageError if a picture could not be saved at `path`: to be known before it is drawn."""
+    if path.suffix.lower() not in KINDS:
+        raise QwenImageError(
+            f"{path} has no suffix of a picture.", got=path.suffix or "none", expected=" ".join(KINDS)
+        )
+    if not path.parent.is_dir():
+        raise QwenImageError(f"There is no folder {path.parent}.", mend=f"mkdir -p {path.parent}")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise QwenImageError(
+            f"{path} exists already.", mend="give another name with --output, or add --overwrite"
+        )
+
+
+def save_picture(
+    image: Image.Image, path: str | os.PathLike[str], metadata: PictureMetadata, *, overwrite: bool = False
+) -> Path:
+    """Write `image` with its record; the suffix chooses PNG, JPEG (quality 95) or lossless WebP.
+
+    Written beside and renamed, so a full disk or Ctrl-C leaves nothing behind. QwenImageError if the folder is not
+    there, the file is (unless `overwrite`), or the format cannot hold the picture or its record.
+    """
+    path = Path(path)
+    check_target(path, overwrite=overwrite)
+    kind, settings = KINDS[path.suffix.lower()]
+    if kind == "JPEG" and image.mode not in ("RGB", "L"):
+        raise QwenImageError(
+            f"JPEG cannot hold this picture ({path}).", got=image.mode, mend="save it as .png or .webp"
+        )
+    carrier = _png_text(metadata) if kind == "PNG" else _exif(metadata, kind)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("xb") as file:
+            image.save(file, format=kind, **settings, **carrier)
+        beside.replace(path)
+    except OSError as error:
+        raise QwenImageError(f"{path} cannot be written: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def _png_text(metadata: PictureMetadata) -> dict[str, Any]:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_itxt(CHUNK, _bounded(metadata.to_json(), MAX_CHARACTERS, "a picture"))
+    text.add_itxt("parameters", metadata.readable())
+    return {"pnginfo": text}
+
+
+def _exif(metadata: PictureMetadata, kind: str) -> dict[str, Any]:
+    from PIL import Image
+
+    exif = Image.Exif()
+    limit = 65_000 if kind == "JPEG" else MAX_CHARACTERS  # one JPEG segment holds 65,533 bytes
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + _bounded(metadata.to_json(), limit, kind).encode("ascii")
+    return {"exif": exif.tobytes()}
+
+
+def _bounded(text: str, limit: int, holder: str) -> str:
+    if len(text) > limit:
+        raise QwenImageError(
+            f"The request is too long to be written into {holder}.",
+            got=f"{len(text)} characters",
+            expected=f"at most {limit}",
+            mend="save as .png, or shorten the prompt",
+        )
+    return text
+
+
+def read_metadata(path: str | os.PathLike[str]) -> PictureMetadata:
+    """The record in a picture. Reads headers only; LoadError if there is no picture or no sound record in it."""
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(path)
+    if not path.is_file():
+        raise LoadError(f"There is no picture at {path}.")
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+            text = picture.info.get(CHUNK)
+            comment = None if text else picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise LoadError(f"{path} cannot be read as a picture: {error}") from error
+    if isinstance(comment, bytes) and comment.startswith(ASCII):
+        text = comment.removeprefix(ASCII).decode("ascii", "replace")
+    if not isinstance(text, str) or (comment is not None and not text.startswith("{")):
+        raise LoadError(
+            f"{path} carries no record of how it was made.",
+            expected="a picture written by qwenimage; programs that save a picture anew often drop it",
+        )
+    return PictureMetadata.from_json(text, str(path))
+
+
+def find_picture(reference: Mapping[str, Any], beside: Path) -> Any:
+    """An input picture by its recorded path (from here, or from the folder `beside`) if its pixels are the same."""
+    path, digest = reference.get("path"), reference.get("sha256")
+    if not isinstance(path, str):
+        raise LoadError(
+            "An input picture was given as an object, not as a file, so it cannot be found again.",
+            got=f"pixels of sha256 {digest}",
+        )
+    seen = []
+    for place in dict.fromkeys((Path(path), beside / path)):
+        if place.is_file():
+            picture = open_picture(place)
+            if picture_digest(picture) == digest:
+                return picture
+            seen.append(f"{place} has other pixels")
+    raise LoadError(
+        f"The input picture {path} is not there as it was.",
+        got="; ".join(seen) or "no such file here, nor beside the picture",
+        expected=f"pixels of sha256 {digest}",
+    )
