@@ -167,9 +167,7 @@ class PromptEncoder:
     ) -> PreparedPrompt:
         """Tokens of the templated prompt; RequestError where prompt, template and pictures do not fit."""
         grids = [self.preparation.grid(*picture.size) for picture in pictures]
-        return PreparedPrompt(
-            self.tokenizer.tokens(prompt, template_of(template), grids), tuple(pictures)
-        )
+        return PreparedPrompt(self.tokenizer.tokens(prompt, template_of(template), grids), tuple(pictures))
 
     @torch.no_grad()
     def run(self, prepared: PreparedPrompt) -> Tensor:

@@ -132,10 +132,10 @@ class TransformerBlock(nn.Module):
         """Both streams after this block. With `keep` (the last block) the image stream is its first `keep`
         tokens and the text stream is returned as it came, because nobody reads what would become of it."""
         image_mod, text_mod = image_RBE.chunk(6, dim=-1), text_BE.unsqueeze(0).chunk(6, dim=-1)
-        text_runs = [(0, text_BLD.shape[1], 0)]
+        runs, text_runs = timestep_runs(image_BND.shape[1], zero_rows), [(0, text_BLD.shape[1], 0)]
         image_attended, text_attended = self.attn(
-            modulate(_norm(image_BND), *image_mod[:2], timestep_runs(image_BND.shape[1], zero_rows)),
-            modulate(_norm(text_BLD), *text_mod[:2], text_runs),
+            modulate(_norm(image_BND), image_mod[0], image_mod[1], runs),
+            modulate(_norm(text_BLD), text_mod[0], text_mod[1], text_runs),
             rope,
             attend,
             keep,

@@ -89,7 +89,7 @@ class PicturePreparation:
         import torch
         from PIL.Image import Resampling
 
-        resized = picture.convert("RGB").resize(self.resized(*picture.size), Resampling.BICUBIC)
+        resized = _on_white(picture).resize(self.resized(*picture.size), Resampling.BICUBIC)
         pixels_HWC = torch.from_numpy(numpy.array(resized)).float() / 255
         pixels_HWC = (pixels_HWC - torch.tensor(self.image_mean)) / torch.tensor(self.image_std)
         patch, merge = self.patch_size, self.merge_size
@@ -98,3 +98,13 @@ class PicturePreparation:
         cut = pixels_HWC.reshape(rows, merge, patch, columns, merge, patch, 3).permute(0, 3, 1, 4, 6, 2, 5)
         cut = cut.reshape(-1, 3, 1, patch, patch).expand(-1, -1, self.temporal_patch_size, -1, -1)
         return cut.reshape(cut.shape[0], -1)
+
+
+def _on_white(picture: Image) -> Image:
+    """RGB; what is transparent shows white, as transformers has it."""
+    from PIL import Image as images
+
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    return images.alpha_composite(images.new("RGBA", picture.size, "white"), picture).convert("RGB")
