@@ -16,7 +16,9 @@ from qwenimage_core.images import open_picture
 SIZE_MULTIPLE = 16
 MAX_SEED = 2**63 - 1
 
-Picture = Annotated[Any, BeforeValidator(open_picture), PlainSerializer(lambda p: getattr(p, "filename", None))]
+Picture = Annotated[
+    Any, BeforeValidator(open_picture), PlainSerializer(lambda p: getattr(p, "filename", None))
+]
 """A PIL picture; a path is opened, and what cannot be read is an error that says why."""
 
 
@@ -42,19 +44,33 @@ class CoreRequest(FieldsModel):
     prompt: str | list[str] = Field("", description="what to draw; a list draws each prompt")
     negative_prompt: str = Field("", description="what guidance steers away from")
     cfg_scale: float = Field(4.0, ge=0, le=100, description="guidance scale; 1 switches guidance off")
-    cfg_normalize: bool = Field(False, description="rescale guided velocity to the norm of the unguided, token by token")
-    input_image: Picture | None = Field(None, description="picture to start from (image to image), at the target's size")
+    cfg_normalize: bool = Field(
+        False, description="rescale guided velocity to the norm of the unguided, token by token"
+    )
+    input_image: Picture | None = Field(
+        None, description="picture to start from (image to image), at the target's size"
+    )
     denoising_strength: float = Field(1.0, gt=0, le=1, description="how much of input_image is redrawn")
     inpaint_mask: Picture | None = Field(None, description="white is redrawn, black keeps input_image")
-    inpaint_blur_size: int | None = Field(None, ge=1, le=512, description="blur radius of the mask, latent pixels")
-    inpaint_blur_sigma: float | None = Field(None, gt=0, le=512, description="blur sigma of the mask, latent pixels")
+    inpaint_blur_size: int | None = Field(
+        None, ge=1, le=512, description="blur radius of the mask, latent pixels"
+    )
+    inpaint_blur_sigma: float | None = Field(
+        None, gt=0, le=512, description="blur sigma of the mask, latent pixels"
+    )
     height: Side = Field(1328, description="pixels, a multiple of 16")
     width: Side = Field(1328, description="pixels, a multiple of 16")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="seed of the noise; drawn and recorded if not given")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="seed of the noise; drawn and recorded if not given"
+    )
     rand_device: str = Field("cpu", description="device that draws the noise")
     num_inference_steps: int = Field(30, ge=1, le=1000, description="denoising steps")
-    num_images_per_prompt: int = Field(1, ge=1, le=1024, description="pictures of each prompt, seeds counting up")
-    exponential_shift_mu: float | None = Field(None, ge=-10, le=10, description="shift of the schedule, instead of by size")
+    num_images_per_prompt: int = Field(
+        1, ge=1, le=1024, description="pictures of each prompt, seeds counting up"
+    )
+    exponential_shift_mu: float | None = Field(
+        None, ge=-10, le=10, description="shift of the schedule, instead of by size"
+    )
     tiled: bool = Field(False, description="decode and encode in tiles, to save memory")
     tile_size: int = Field(128, ge=8, le=4096, description="side of a tile, latent pixels")
     tile_stride: int = Field(64, ge=1, le=4096, description="step from tile to tile, latent pixels")
@@ -72,21 +88,25 @@ class CoreRequest(FieldsModel):
         if self.denoising_strength < 1 and self.input_image is None:
             raise ValueError("denoising_strength below 1 needs input_image: give the picture to start from")
         if self.input_image is not None and self.denoising_strength == 1 and self.inpaint_mask is None:
-            raise ValueError("input_image does nothing at denoising_strength 1: lower it, or give inpaint_mask")
+            raise ValueError(
+                "input_image does nothing at denoising_strength 1: lower it, or give inpaint_mask"
+            )
         if self.inpaint_mask is not None and self.input_image is None:
             raise ValueError("inpaint_mask needs input_image: give the picture whose black part is kept")
         blur = [f for f in ("inpaint_blur_size", "inpaint_blur_sigma") if getattr(self, f) is not None]
         if blur and self.inpaint_mask is None:
             raise ValueError(f"{' and '.join(blur)} need inpaint_mask: there is nothing to blur")
         if len(blur) == 1:
-            raise ValueError(f"{blur[0]} alone does nothing: give inpaint_blur_size and inpaint_blur_sigma together")
-        if self.tile_stride > self.tile_size:
             raise ValueError(
-                f"tile_stride {self.tile_stride} is above tile_size {self.tile_size} and would leave gaps: use at most the size"
+                f"{blur[0]} alone does nothing: give inpaint_blur_size and inpaint_blur_sigma together"
             )
         tiles = {"tile_size", "tile_stride"} & given
         if tiles and not self.tiled:
             raise ValueError(f"{' and '.join(sorted(tiles))} do nothing without tiled=True")
+        if self.tile_stride > self.tile_size:
+            raise ValueError(
+                f"tile_stride {self.tile_stride} is above tile_size {self.tile_size} and would leave gaps: use at most the size"
+            )
         if self.cfg_scale == 1 and ("negative_prompt" in given and self.negative_prompt):
             raise ValueError("negative_prompt does nothing at cfg_scale 1: raise cfg_scale or leave it out")
         if self.cfg_scale == 1 and self.cfg_normalize:
