@@ -28,8 +28,6 @@ DIGEST_WHOLE = 256 * 2**20
 DIGEST_BLOCK = 2**20
 DIGEST_BLOCKS = 64
 
-Part = tuple[slice | int, ...]
-
 
 class Checkpoint:
     """Names, shapes, dtypes and places of tensors. Opening one reads headers only; `read` reads one tensor.
@@ -106,17 +104,11 @@ class Checkpoint:
         name: str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        part: Part | None = None,
     ) -> torch.Tensor:
-        """One tensor, or the `part` of it that an index like (slice(None), 0) selects, in memory of its own.
-
-        `dtype` None leaves the stored dtype; integer and boolean tensors keep theirs in any case.
-        """
+        """One tensor. `dtype` None leaves the stored dtype; integer and boolean tensors keep theirs in any case."""
         if name not in self.tensors:
             raise LoadError(f"{self.files[0]} has no tensor {name!r}.")
         tensor = self._loaded[name] if name in self._loaded else read_tensor(self.tensors[name])
-        if part is not None:
-            tensor = tensor[part].clone()
         target = dtype if tensor.is_floating_point() else None
         return tensor.to(device=device, dtype=target)
 

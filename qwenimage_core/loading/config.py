@@ -217,6 +217,9 @@ class ModelConfig(BaseModel):
             return True
         raise LoadError(f"{name} is neither true nor false.", got=repr(value), mend=f"export {name}=True")
 
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        return ((name, getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set)
+
     def __str__(self) -> str:
         if self.path is not None:
             return ", ".join(str(item) for item in self.path[:3]) + (", ..." if len(self.path) > 3 else "")
