@@ -69,7 +69,8 @@ class Encoders:
         from qwenimage_core.models.vae_tiling import encode_tiled
 
         vae = self._components["vae"][0].module
-        pixels_1CHW = to_tensor(picture, self._backbone.image_channels).to(vae.device, vae.dtype)
+        weight = next(vae.parameters())
+        pixels_1CHW = to_tensor(picture, self._backbone.image_channels).to(weight)
         return vae.encode(pixels_1CHW) if self._tile is None else encode_tiled(vae, pixels_1CHW, *self._tile)
 
     def _packed(self, picture: Image.Image) -> torch.Tensor:

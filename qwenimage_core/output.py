@@ -48,7 +48,7 @@ def decode(z_FZhw: torch.Tensor, plan: Plan, components: Components) -> torch.Te
     from qwenimage_core.models.vae_tiling import decode_tiled
 
     vae, request = components["vae"][0].module, plan.request
-    z_FZhw = z_FZhw.to(vae.device, vae.dtype)
+    z_FZhw = z_FZhw.to(next(vae.parameters()))
     if request.tiled:
         return decode_tiled(vae, z_FZhw, request.tile_size, request.tile_stride).float()
     return vae.decode(z_FZhw).float()
