@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -75,7 +75,7 @@ class PictureMetadata(_Record):
     """`request` holds every value that was used, `given` the names among them that were not defaults. `unrecorded`
     names values that have no form as text. `output` counts the pictures of one seed (layers)."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     request: dict[Name, JsonValue]
     given: tuple[Name, ...]
     unrecorded: tuple[Name, ...] = ()
@@ -218,11 +218,11 @@ def picture_digest(picture: Image.Image) -> str:
     return hashlib.sha256(head + picture.tobytes()).hexdigest()
 
 
-def check_target(path: Path, *, overwrite: bool = False) -> None:
-    """QwenImageError if a picture could not be saved at `path`: to be known before it is drawn."""
-    if path.suffix.lower() not in KINDS:
+def check_target(path: Path, *, overwrite: bool = False, suffixes: Collection[str] = tuple(KINDS)) -> None:
+    """QwenImageError if no file could be saved at `path`: to be known before a picture is drawn."""
+    if path.suffix.lower() not in suffixes:
         raise QwenImageError(
-            f"{path} has no suffix of a picture.", got=path.suffix or "none", expected=" ".join(KINDS)
+            f"{path} has no suffix of a picture.", got=path.suffix or "none", expected=" ".join(suffixes)
         )
     if not path.parent.is_dir():
         raise QwenImageError(f"There is no folder {path.parent}.", mend=f"mkdir -p {path.parent}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from qwenimage_core.images import open_picture
 
@@ -29,7 +29,7 @@ def _size(value: int) -> int:
     return value
 
 
-Side = Annotated[int, Field(ge=SIZE_MULTIPLE, le=16384), BeforeValidator(_size)]
+Side = Annotated[int, Field(ge=SIZE_MULTIPLE, le=16384), AfterValidator(_size)]
 
 
 class FieldsModel(BaseModel):

@@ -1,0 +1,139 @@
+"""`generate` and `explain`: the request's fields as options, and around them the model and where pictures go."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenimage_core.cli.options import FieldOption, field_options, with_fields
+from qwenimage_core.cli.output import save, targets
+from qwenimage_core.cli.session import (
+    Device,
+    Dtype,
+    Json,
+    Lora,
+    Model,
+    NoPlugins,
+    Output,
+    Overwrite,
+    PluginFiles,
+    Session,
+    open_session,
+    parse_loras,
+    progress,
+)
+from qwenimage_core.errors import RequestError
+from qwenimage_core.registry import PluginRegistry
+
+if TYPE_CHECKING:
+    from qwenimage_core.plan import Plan
+
+Prompt = Annotated[
+    str | None, typer.Argument(metavar="[PROMPT]", help="what to draw, in quotes", show_default=False)
+]
+
+
+def add_commands(app: typer.Typer, registry: PluginRegistry | None) -> None:
+    """Add both commands; with a registry they have all their options, without one only their names and summaries."""
+    options = _options(registry) if registry is not None else []
+    for command in (_generate(registry), _explain(registry)):
+        app.command(context_settings={"token_normalize_func": dashed})(with_fields(command, options))
+
+
+def dashed(token: str) -> str:
+    """--cfg_scale is --cfg-scale: Python's names work as they are."""
+    return token.replace("_", "-") if token.startswith("--") else token
+
+
+def _options(registry: PluginRegistry) -> list[FieldOption]:
+    model = registry.request_model()
+    owners = {f: f"Plugin {p.name} {p.version}" for p in registry.loaded for f in p.fields}
+    return field_options(model, owners)
+
+
+def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
+    def generate(
+        text: Prompt = None,
+        *,
+        model: Model = "tiny",
+        output: Output = None,
+        overwrite: Overwrite = False,
+        lora: Lora = None,
+        dtype: Dtype = None,
+        device: Device = None,
+        plugin: PluginFiles = None,
+        no_plugins: NoPlugins = False,
+        as_json: Json = False,
+        **fields: Any,
+    ) -> None:
+        """Draw pictures from a prompt and write them, each with the record of how it was made."""
+        assert registry is not None
+        begun = time.perf_counter()
+        request = _request(text, fields, registry)
+        session = open_session(model, registry, dtype=dtype, device=device, loras=parse_loras(lora))
+        plans = session.pipe.plans(**request, progress_bar_cmd=progress)
+        seeds = [seed for plan in plans for seed in plan.seeds for _ in range(plan.target.frames)]
+        paths = targets(output, seeds, kind=plans[0].request.output_type, overwrite=overwrite)
+        written: list[dict[str, Any]] = []
+        for plan in plans:
+            for seed, number, image in _draw(session, plan):
+                path = paths[len(written)]
+                save(image, path, session.describe(plan, seed, number), overwrite=overwrite)
+                written.append({"path": str(path), "seed": seed, "prompt": plan.prompt})
+                if not as_json:
+                    print(path, flush=True)
+        if as_json:
+            print(json.dumps({"pictures": written, "seconds": round(time.perf_counter() - begun, 3)}))
+
+    return generate
+
+
+def _draw(session: Session, plan: Plan) -> list[tuple[int, int, Any]]:
+    """(seed, number among the pictures of that seed, picture), in order."""
+    found = []
+    for seed, images in zip(plan.seeds, session.pipe.run(plan), strict=True):
+        several = images if isinstance(images, list) else [images]
+        found += [(seed, number, image) for number, image in enumerate(several)]
+    return found
+
+
+def _explain(registry: PluginRegistry | None) -> Callable[..., None]:
+    def explain(
+        text: Prompt = None,
+        *,
+        model: Model = "tiny",
+        lora: Lora = None,
+        dtype: Dtype = None,
+        device: Device = None,
+        plugin: PluginFiles = None,
+        no_plugins: NoPlugins = False,
+        as_json: Json = False,
+        **fields: Any,
+    ) -> None:
+        """Say what `generate` with the same options would do: layouts, who contributes what, schedule, memory."""
+        assert registry is not None
+        request = _request(text, fields, registry)
+        session = open_session(model, registry, dtype=dtype, device=device, loras=parse_loras(lora))
+        explanation = session.pipe.explain(**request)
+        print(json.dumps(explanation.as_dict(), default=str) if as_json else explanation)
+
+    return explain
+
+
+def _request(text: str | None, fields: dict[str, Any], registry: PluginRegistry) -> dict[str, Any]:
+    """The fields that were given, checked before anything heavy is imported."""
+    if text is not None and "prompt" in fields:
+        raise RequestError(
+            "The prompt is given twice, as an argument and with --prompt.", mend="leave one out"
+        )
+    if text is None and "prompt" not in fields:
+        raise RequestError(
+            "There is no prompt.", mend='qwenimage generate "a red circle on a blue background"'
+        )
+    given = fields if text is None else {"prompt": text, **fields}
+    registry.request(**given)
+    return given

@@ -1,0 +1,112 @@
+"""`models list`: what is on this machine, read from headers, and the components that are recognised."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qwenimage_core.catalogue import extra_named
+from qwenimage_core.cli.session import Json
+from qwenimage_core.errors import QwenImageError
+from qwenimage_core.loading.bundle import MODELS_GROUP, find_bundle
+from qwenimage_core.loading.checkpoint import Checkpoint
+from qwenimage_core.loading.config import ModelConfig
+from qwenimage_core.loading.recognise import CORE_COMPONENTS, recognise
+
+app = typer.Typer(help="See which models are on this machine.", no_args_is_help=True)
+
+MIB = 2**20
+
+
+@app.callback()
+def models() -> None:
+    """See which models are on this machine."""
+
+
+@app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List installed models, model folders under ./models (or QWENIMAGE_MODEL_BASE_PATH), and known components."""
+    base = ModelConfig(model_id="any/any").base_folder()
+    found = [*_installed(), *_local(base)]
+    published = {s.kind: s.published for s in CORE_COMPONENTS if s.published}
+    kinds = [{"kind": kind, "model_id": where[0], "files": where[1]} for kind, where in published.items()]
+    if as_json:
+        print(json.dumps({"folder": str(base), "models": found, "components": kinds}))
+        return
+    console = Console()
+    table = Table("model", "component", "weights", "state", box=None, pad_edge=False)
+    for model in found:
+        for number, part in enumerate(model["components"] or [{}]):
+            size = f"{part['bytes'] / MIB:.1f} MiB" if "bytes" in part else "-"
+            state = part.get("error") or model["error"] or "complete"
+            table.add_row(
+                *map(escape, (model["name"] if number == 0 else "", part.get("kind", "-"), size, state))
+            )
+    if found:
+        console.print(table)
+    else:
+        tiny = extra_named("tiny")
+        console.print(
+            f"No model is here ({base}). The embedded one: {tiny.pip if tiny else ''}", markup=False
+        )
+    console.print("\nThe published components and where they come from:")
+    table = Table("component", "model id", "files", box=None, pad_edge=False)
+    for kind in kinds:
+        table.add_row(*map(escape, kind.values()))
+    console.print(table)
+
+
+def _installed() -> list[dict[str, Any]]:
+    """Models that come with a package, as the embedded one."""
+    found = []
+    for point in sorted(entry_points(group=MODELS_GROUP), key=lambda p: p.name):
+        model: dict[str, Any] = {"name": point.name, "folder": None, "components": [], "error": None}
+        model["distribution"] = f"{point.dist.name} {point.dist.version}" if point.dist else None
+        try:
+            folder = find_bundle(point.name).folder
+        except QwenImageError as error:
+            model["error"] = error.what
+        else:
+            if folder is not None:
+                model |= {"folder": str(folder), "components": _components(folder)}
+        found.append(model)
+    return found
+
+
+def _local(base: Path) -> list[dict[str, Any]]:
+    """Folders of models below `base`: base/name or base/owner/name, whose components are folders with weights."""
+    if not base.is_dir():
+        return []
+    homes = {file.parent.parent for depth in (2, 3) for file in base.glob("*/" * depth + "*.safetensors")}
+    return [
+        {
+            "name": str(home.relative_to(base)),
+            "folder": str(home),
+            "distribution": None,
+            "components": _components(home),
+            "error": None,
+        }
+        for home in sorted(homes)
+    ]
+
+
+def _components(folder: Path) -> list[dict[str, Any]]:
+    """Every folder with weights, what it holds, and whether it is complete. Headers only."""
+    found = []
+    for part in sorted({file.parent for file in folder.glob("*/*.safetensors")}):
+        entry: dict[str, Any] = {"folder": part.name, "kind": part.name}
+        try:
+            checkpoint = Checkpoint.open(part)
+            entry |= {"bytes": checkpoint.nbytes, "tensors": len(checkpoint.tensors)}
+            entry["kind"] = recognise(checkpoint, CORE_COMPONENTS).kind
+        except QwenImageError as error:
+            entry["error"] = error.what
+        found.append(entry)
+    return found

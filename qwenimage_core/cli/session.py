@@ -1,0 +1,143 @@
+"""What `generate`, `explain` and `again` share: opening a pipeline, and recording what a picture is made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenimage_core.errors import RequestError
+from qwenimage_core.metadata import AdapterUsed, ModelUsed, PictureMetadata, PluginUsed, describe
+from qwenimage_core.registry import PluginRegistry
+from qwenimage_core.request import CoreRequest
+
+if TYPE_CHECKING:
+    from qwenimage_core.pipeline import QwenImagePipeline
+    from qwenimage_core.plan import Plan
+
+DTYPES = ("float32", "bfloat16", "float16")
+OWN = "Model and output"
+
+
+def _own(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, metavar="", show_default=False, rich_help_panel=OWN)
+
+
+Model = Annotated[
+    str, _own("--model", "-m", help="hub id, folder in hub layout, or an installed model (default tiny)")
+]
+Lora = Annotated[list[str] | None, _own("--lora", help="LoRA file, FILE or FILE=STRENGTH (may be repeated)")]
+Dtype = Annotated[
+    str | None, _own("--dtype", help=f"{', '.join(DTYPES)} (default: float32 on a CPU, else bfloat16)")
+]
+Device = Annotated[
+    str | None, _own("--device", help="where to compute (default: the accelerator that is there)")
+]
+PluginFiles = Annotated[
+    list[Path] | None, _own("--plugin", help="a plugin in a single file (may be repeated)")
+]
+NoPlugins = Annotated[bool, _own("--no-plugins", help="leave out every installed plugin")]
+Json = Annotated[bool, _own("--json", help="one JSON object on stdout; errors as JSON on stderr")]
+Output = Annotated[
+    Path | None,
+    _own(
+        "--output",
+        "-o",
+        help="file to write: .png, .jpg, .webp (or .safetensors with --output-type tensor or latent); {n} and {seed} "
+        "are filled in, several pictures get -1, -2, ... (default: the next free qwenimage-0001.png)",
+    ),
+]
+Overwrite = Annotated[bool, _own("--overwrite", help="replace files that are there")]
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open pipeline with what has to be recorded about how it was opened."""
+
+    pipe: QwenImagePipeline
+    model: ModelUsed
+    adapters: tuple[AdapterUsed, ...]
+
+    def describe(self, plan: Plan, seed: int, output: int) -> PictureMetadata:
+        """The record of the `output`-th picture of one seed of a plan."""
+        registry = self.pipe.registry
+        return describe(
+            plan.request,
+            prompt=plan.prompt,
+            seed=seed,
+            plugins=[
+                PluginUsed(name=p.name, version=p.version, distribution=registry.record(p.name).distribution)
+                for p in plan.plugins
+            ],
+            model=self.model,
+            components=self.digests(),
+            adapters=self.adapters,
+            output=output,
+            fields=[*CoreRequest.model_fields, *(f for p in plan.plugins for f in p.fields)],
+        )
+
+    def digests(self) -> dict[str, str]:
+        """Digest of every component by name; several of a kind are numbered."""
+        return {
+            name + (f"/{i}" if len(several) > 1 else ""): component.digest()
+            for name, several in self.pipe.components.items()
+            for i, component in enumerate(several)
+        }
+
+
+def open_session(
+    model: str,
+    registry: PluginRegistry,
+    *,
+    dtype: str | None,
+    device: str | None,
+    loras: Sequence[tuple[str, float]],
+) -> Session:
+    """Open the model and attach the LoRAs. Here torch is imported."""
+    if dtype not in (None, *DTYPES):
+        raise RequestError("--dtype is none that models are run in.", got=dtype, expected=", ".join(DTYPES))
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import torch
+
+    from qwenimage_core.loading.checkpoint import Checkpoint
+    from qwenimage_core.pipeline import QwenImagePipeline
+
+    plugins: Any = registry  # taken as it is, so that plugins are found once
+    pipe = QwenImagePipeline.from_pretrained(
+        model, torch_dtype=getattr(torch, dtype) if dtype else None, device=device, plugins=plugins
+    )
+    used = ModelUsed(source=model, dtype=str(pipe.dtype).removeprefix("torch."), device=str(pipe.device))
+    adapters = []
+    for source, strength in loras:
+        name = pipe.load_lora(source, strength=strength)
+        digest = Checkpoint.open([Path(source)]).digest()
+        adapters.append(AdapterUsed(name=name, source=source, digest=digest, strength=strength))
+    return Session(pipe, used, tuple(adapters))
+
+
+def parse_loras(texts: Sequence[str] | None) -> list[tuple[str, float]]:
+    """FILE or FILE=STRENGTH; a file whose own name ends that way is meant as it stands."""
+    found = []
+    for text in texts or ():
+        file, _, number = text.rpartition("=")
+        if not file or Path(text).exists():
+            found.append((text, 1.0))
+            continue
+        try:
+            found.append((file, float(number)))
+        except ValueError as error:
+            raise RequestError(
+                "--lora is FILE or FILE=STRENGTH.", got=text, expected="a number after ="
+            ) from error
+    return found
+
+
+def progress(steps: Any) -> Any:
+    """The progress bar: on stderr, and only where somebody sees it."""
+    from tqdm import tqdm
+
+    return tqdm(steps, disable=None, leave=False)
