@@ -1,0 +1,1 @@
+"""Adapters: LoRA-like changes to weights. Read them (`files`), attach them (`lora`), write them (`convert`)."""
