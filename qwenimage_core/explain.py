@@ -42,12 +42,16 @@ class Explanation:
         lines.append(f"adapters: {', '.join(facts['adapters']) or 'none'}")
         lines.append("components")
         for c in facts["components"]:
-            lines.append(f"  {c['name']:<22} {c['bytes'] / MIB:10.1f} MiB  {c['dtype']:<9} {c['device']:<6} {c['state']}")
+            lines.append(
+                f"  {c['name']:<22} {c['bytes'] / MIB:10.1f} MiB  {c['dtype']:<9} {c['device']:<6} {c['state']}"
+            )
         lines.append(f"expected peak memory: {facts['expected_peak_bytes'] / MIB:.0f} MiB")
         return "\n".join(lines)
 
 
-def explain(plans: Sequence[Plan], components: Mapping[str, Sequence[Component]], *, loras: Sequence[str]) -> Explanation:
+def explain(
+    plans: Sequence[Plan], components: Mapping[str, Sequence[Component]], *, loras: Sequence[str]
+) -> Explanation:
     """Explain the plans of one request; they differ in their prompts alone, so the first one's layouts are shown."""
     plan, request = plans[0], plans[0].request
     return Explanation(
@@ -122,8 +126,8 @@ def _segment(segment: Segment) -> dict[str, Any]:
 def _attention(branch: Branch) -> str:
     if not branch.rules:
         return "every token sees every token, no mask"
-    apart = sum(isinstance(r, Apart) for r in branch.rules)
-    within = [r for r in branch.rules if isinstance(r, Within)]
+    apart = sum(isinstance(r, Apart) for _, r in branch.rules)
+    within = [r for _, r in branch.rules if isinstance(r, Within)]
     areas = ", ".join(f"{r.text} in {float(r.where.float().mean()):.0%} of {r.image}" for r in within)
     return "; ".join(part for part in (f"{apart} pairs apart" if apart else "", areas) if part)
 

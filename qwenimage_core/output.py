@@ -25,22 +25,26 @@ Components = Mapping[str, Sequence["Component"]]
 def finish(x_BNC: torch.Tensor, plan: Plan, ctx: Context, components: Components) -> list[Any]:
     """One entry a seed: a PIL picture (`pil`), values in [-1, 1] (`tensor`: (C, H, W)) or `latent`s (Z, h, w).
 
-    Targets of several frames give (F, ...) tensors and lists of pictures. A plugin's `decode` hook, where one is
-    active, makes the pictures instead.
+    Targets of several frames give (F, ...) tensors and lists of pictures.
     """
-    z_BFZhw = unpack(x_BNC, plan.grid, plan.backbone.patch_size)
     kind = plan.request.output_type
+    if kind == "pil":
+        return pictures(x_BNC, plan, ctx, components)
+    z_BFZhw = unpack(x_BNC, plan.grid, plan.backbone.patch_size)
     if kind == "latent":
         return [_single(z_FZhw) for z_FZhw in z_BFZhw]
-    if kind == "tensor":
-        return [_single(decode(z_FZhw, plan, components).clamp(-1, 1)) for z_FZhw in z_BFZhw]
-    outputs = []
-    for z_FZhw in z_BFZhw:
-        given = [(p, pictures) for p in plan.plugins if (pictures := p.call("decode", ctx=ctx, latents=z_FZhw))]
+    return [_single(decode(z_FZhw, plan, components).clamp(-1, 1)) for z_FZhw in z_BFZhw]
+
+
+def pictures(x_BNC: torch.Tensor, plan: Plan, ctx: Context, components: Components) -> list[Any]:
+    """Pictures, one entry a seed; made by the `decode` hook of an active plugin where there is one."""
+    made = []
+    for z_FZhw in unpack(x_BNC, plan.grid, plan.backbone.patch_size):
+        given = [(p, images) for p in plan.plugins if (images := p.call("decode", ctx=ctx, latents=z_FZhw))]
         if len(given) > 1:
             raise ConflictError(f"{given[0][0].name} and {given[1][0].name} both decode the picture.")
-        outputs.append(_single(given[0][1] if given else to_pictures(decode(z_FZhw, plan, components))))
-    return outputs
+        made.append(_single(given[0][1] if given else to_pictures(decode(z_FZhw, plan, components))))
+    return made
 
 
 def decode(z_FZhw: torch.Tensor, plan: Plan, components: Components) -> torch.Tensor:

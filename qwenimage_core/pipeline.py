@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,7 +22,7 @@ from qwenimage_core.errors import AdapterError, RequestError
 from qwenimage_core.explain import Explanation, explain
 from qwenimage_core.inputs import encode
 from qwenimage_core.loop import StepReport, denoise
-from qwenimage_core.output import finish
+from qwenimage_core.output import finish, pictures
 from qwenimage_core.plan import Plan
 from qwenimage_core.planner import make_plan
 from qwenimage_core.registry import PluginRegistry
@@ -217,7 +218,7 @@ class QwenImagePipeline:
             return None
 
         def report(step: int, x_BNC: torch.Tensor, picture_BNC: torch.Tensor) -> None:
-            preview = lambda: finish(picture_BNC, plan, ctx, self.components)
+            preview = partial(pictures, picture_BNC, plan, ctx, self.components)
             callback(StepReport(step, plan.steps, plan.sigmas[step + 1], x_BNC, picture_BNC, preview))
 
         ctx = self._context(plan.request, plan.prompt, None)

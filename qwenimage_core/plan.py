@@ -34,14 +34,14 @@ class Contribution:
 class Branch:
     """One side of guidance: its layout, and what stands behind each part of it.
 
-    `text` holds the tokens of the text segments in the layout's order. Plugins name the owner of each residual, so
+    `text` holds the tokens of the text segments in the layout's order. Rules and residuals come with their plugin, so
     that a failure inside the loop can say whose it is.
     """
 
     name: BranchName
     layout: Layout
     text: tuple[Tokens, ...]
-    rules: tuple[Apart | Within, ...] = ()
+    rules: tuple[tuple[LoadedPlugin, Apart | Within], ...] = ()
     residuals: tuple[tuple[LoadedPlugin, Residual], ...] = ()
 
 

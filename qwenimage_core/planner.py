@@ -72,7 +72,9 @@ class Given:
 
     @classmethod
     def of(cls, plugins: Sequence[LoadedPlugin], ctx: Context) -> Given:
-        return cls(tuple((p, c) for p in plugins if (c := _typed(p, "condition", Condition, ctx=ctx)) is not None))
+        return cls(
+            tuple((p, c) for p in plugins if (c := _typed(p, "condition", Condition, ctx=ctx)) is not None)
+        )
 
     def only(self, part: str, of: Callable[[Condition], Any] | None = None) -> Any:
         """The one value of a part that replaces; ConflictError if two plugins give it."""
@@ -143,7 +145,9 @@ def _sigmas(ctx: Context, replacement: Any, grid: Grid) -> tuple[float, ...]:
     falling = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
     if len(sigmas) < 2 or not falling or not 0 < sigmas[0] <= 1 or sigmas[-1] != 0:
         raise RequestError(
-            "The schedule is not one that can be walked.", got=sigmas, expected="levels falling from at most 1 to 0"
+            "The schedule is not one that can be walked.",
+            got=sigmas,
+            expected="levels falling from at most 1 to 0",
         )
     return tuple(sigmas)
 
@@ -158,7 +162,9 @@ def _start(ctx: Context, target: Target) -> Tokens:
             mend="resize the picture, or give its size as width and height",
         )
     if target.frames != 1:
-        raise RequestError(f"input_image starts one picture; this request makes {target.frames} layers at once.")
+        raise RequestError(
+            f"input_image starts one picture; this request makes {target.frames} layers at once."
+        )
     return ctx.encode_picture(request.input_image)
 
 
@@ -177,8 +183,14 @@ def _branch(
     plugins: Sequence[LoadedPlugin],
 ) -> Branch:
     encode = given.only("encode_prompt") or ctx.encode_prompt
-    text = [(p.name, s.name, t) for p, c in given.conditions for s in c.text if (t := getattr(s, name)) is not None]
-    text.append((CORE, PROMPT, encode(ctx.prompt if name == "positive" else ctx.request.negative_prompt)))
+    prompt = encode(ctx.prompt if name == "positive" else ctx.request.negative_prompt)
+    text = [
+        (p.name, s.name, t if isinstance(t, Tokens) else prompt)
+        for p, c in given.conditions
+        for s in c.text
+        if (t := getattr(s, name)) is not None
+    ]
+    text.append((CORE, PROMPT, prompt))
     zero = ctx.backbone.zero_cond_t if ctx.options.zero_cond_t is None else ctx.options.zero_cond_t
     layout = Layout(
         (
@@ -189,12 +201,14 @@ def _branch(
         rule=ctx.backbone.position_rule,
     )
     rules = [
-        rule
+        (p, rule)
         for p in plugins
         if (r := _typed(p, "attention_mask", AttentionRules, ctx=ctx, layout=layout)) is not None
         for rule in r.rules
     ]
-    residuals = [(p, r) for p in plugins for r in _each(p, "residual_inject", Residual, ctx=ctx, layout=layout)]
+    residuals = [
+        (p, r) for p in plugins for r in _each(p, "residual_inject", Residual, ctx=ctx, layout=layout)
+    ]
     for plugin, residual in residuals:
         _check_residual(plugin, residual, ctx, layout)
     return Branch(
@@ -233,7 +247,9 @@ def _check_residual(plugin: LoadedPlugin, residual: Residual, ctx: Context, layo
     ):
         if chosen is not None and (not chosen or min(chosen) < 0 or max(chosen) >= count):
             raise RequestError(
-                f"{what} acts on {label} that are not there.", got=sorted(chosen), expected=f"some of 0..{count - 1}"
+                f"{what} acts on {label} that are not there.",
+                got=sorted(chosen),
+                expected=f"some of 0..{count - 1}",
             )
 
 
@@ -254,7 +270,12 @@ def _contributions(
             plugin=plugin.name, hook="latent_concat", what=f"{segment.name}, {segment.tokens.count} tokens"
         )
     for branch in branches:
+        for plugin in dict.fromkeys(p for p, _ in branch.rules):
+            count = sum(p is plugin for p, _ in branch.rules)
+            yield Contribution(plugin=plugin.name, hook="attention_mask", what=f"{count} rules ({branch.name})")
         for plugin, residual in branch.residuals:
             yield Contribution(
-                plugin=plugin.name, hook="residual_inject", what=f"{residual.name} on {residual.segment} ({branch.name})"
+                plugin=plugin.name,
+                hook="residual_inject",
+                what=f"{residual.name} on {residual.segment} ({branch.name})",
             )

@@ -28,7 +28,7 @@ def linear(steps: int, strength: float = 1.0) -> list[float]:
 
 def shifted(sigmas: list[float], mu: float) -> list[float]:
     """Exponential time shift: e^mu / (e^mu + 1/s - 1)."""
-    return [exp(mu) / (exp(mu) + 1 / s - 1) for s in sigmas]
+    return [exp(mu) / (exp(mu) + (1 / s - 1)) for s in sigmas]
 
 
 def stretched(sigmas: list[float], terminal: float) -> list[float]:

@@ -68,7 +68,7 @@ class BoundBranch:
         self.images_BMC = _repeat(inputs.images_1MC, self.batch)
         self.text_BLD = transformer.embed_text(text_1LE).expand(self.batch, -1, -1)
         self.rope = rope_for(branch, plan.backbone.rope_axes, device)
-        self.attend: Attend | None = attention_for(branch.rules, branch.layout, device)
+        self.attend: Attend | None = attention_for([rule for _, rule in branch.rules], branch.layout, device)
         self.zero_rows = branch.layout.zero_slices
         self.noise_tokens = plan.grid.tokens
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qwenimage_core import QwenImagePipeline
-from qwenimage_core.testing import write_tiny_checkpoint
+from qwenimage_core.testing.checkpoints import write_tiny_checkpoint
 
 SMALL = {"height": 64, "width": 48, "num_inference_steps": 3, "seed": 5, "progress_bar_cmd": iter}
 

@@ -56,7 +56,7 @@ def test_each_plugin_acts_and_leaves_nothing_behind(
     assert torch.equal(latents(pipe, small), before), "a run leaves nothing behind"
 
 
-@pytest.mark.parametrize("pair", combinations(PLUGINS, 2), ids="+".join)
+@pytest.mark.parametrize("pair", list(combinations(PLUGINS, 2)), ids="+".join)
 def test_pairs_compose_in_any_order(
     pair: tuple[str, str], make_pipe: MakePipe, small: dict[str, Any], fields: dict[str, dict[str, Any]]
 ) -> None:

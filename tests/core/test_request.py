@@ -51,7 +51,7 @@ def test_published_defaults() -> None:
         ({"inpaint_blur_size": 3, "inpaint_blur_sigma": 1.0}, "need inpaint_mask"),
         ({"input_image": picture(), "inpaint_mask": picture(), "inpaint_blur_size": 3}, "alone does nothing"),
         ({"height": 100}, "100 is no multiple of 16; use 96 or 112"),
-        ({"width": 8}, "use 16 or 32"),
+        ({"width": 24}, "use 16 or 32"),
         ({"tiled": True, "tile_size": 32, "tile_stride": 48}, "would leave gaps"),
         ({"tile_size": 32}, "do nothing without tiled"),
         ({"cfg_scale": 1, "negative_prompt": "blurry"}, "does nothing at cfg_scale 1"),
