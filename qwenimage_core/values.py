@@ -51,11 +51,12 @@ class EncodePrompt(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TextSegment:
-    """Text tokens beside the prompt's own, placed before it. None leaves the segment out of that branch."""
+    """Text tokens beside the prompt's own, placed before it. None leaves the segment out of that branch; "prompt"
+    stands for the branch's own prompt, however this run encodes it."""
 
     name: str
-    positive: Tokens | None = None
-    negative: Tokens | None = None
+    positive: Tokens | Literal["prompt"] | None = None
+    negative: Tokens | Literal["prompt"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
