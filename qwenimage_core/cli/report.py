@@ -43,11 +43,7 @@ def mistake(error: Any, command: str | None, registry: PluginRegistry | None) ->
     """The words for a usage error of the parser: for options and commands that an absent plugin would bring, its
     pip line; for others the nearest there is."""
     option = getattr(error, "option_name", None)
-    if (
-        isinstance(option, str)
-        and getattr(error, "possibilities", None) is not None
-        or "No such option" in str(error)
-    ):
+    if isinstance(option, str) and "No such option" in error.format_message():
         return _unknown_option(option, error, registry)
     if command is not None and "No such command" in error.format_message():
         extra = extra_of_command(command)
