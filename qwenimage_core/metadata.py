@@ -36,7 +36,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colour under alpha 0 too
 }
 
 Name = Annotated[str, StringConstraints(max_length=4096)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from qwenimage_core import discovery
 
 Install = Callable[..., Path]

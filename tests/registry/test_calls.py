@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from qwenimage_core.errors import HookError, RequestError
 from qwenimage_core.hooks import hookimpl
 from qwenimage_core.registry import LoadedPlugin, PluginRegistry

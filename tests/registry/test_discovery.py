@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from qwenimage_core import discovery
 from qwenimage_core.errors import ConflictError, PluginError
 from qwenimage_core.hooks import hookimpl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 
 import pytest
+
 from qwenimage_core.errors import PluginError
 from qwenimage_core.hooks import HOOK_API, hookimpl
 from qwenimage_core.plugin_check import hook_arguments

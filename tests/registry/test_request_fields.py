@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pydantic import Field, field_validator
+
 from qwenimage_core import discovery
 from qwenimage_core.catalogue import EXTRAS, known_fields
 from qwenimage_core.errors import ConflictError, PluginError, RequestError
