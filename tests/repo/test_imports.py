@@ -22,10 +22,7 @@ RUN_CLI = """
 import sys
 from qwenimage_core.cli.main import main
 sys.argv[0] = "qwenimage"
-try:
-    main()
-except SystemExit as ended:
-    assert not ended.code, ended.code
+assert main() == 0
 print()
 """
 
