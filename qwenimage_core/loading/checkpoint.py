@@ -104,13 +104,16 @@ class Checkpoint:
         name: str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        buffer: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One tensor. `dtype` None leaves the stored dtype; integer and boolean tensors keep theirs in any case."""
+        """One tensor. `dtype` None leaves the stored dtype; integer and boolean tensors keep theirs in any case.
+
+        With a `buffer` (flat, uint8, large enough) the bytes are read into it; the result may be a view of it.
+        """
         if name not in self.tensors:
             raise LoadError(f"{self.files[0]} has no tensor {name!r}.")
-        tensor = self._loaded[name] if name in self._loaded else read_tensor(self.tensors[name])
-        target = dtype if tensor.is_floating_point() else None
-        return tensor.to(device=device, dtype=target)
+        tensor = self._loaded[name] if name in self._loaded else read_tensor(self.tensors[name], buffer)
+        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
     @cached_property
     def _digest(self) -> str:

@@ -68,10 +68,15 @@ class Component:
         return self.checkpoint.digest()
 
     def load(self) -> nn.Module:
-        """Fill the module, one tensor after the other, in the target dtype on the target device."""
+        """Fill the module, one tensor after the other, in the target dtype on the target device.
+
+        The most memory in use on the way is what stays, and the largest tensor as stored.
+        """
         if not self.loaded:
+            passing = [self.checkpoint.tensors[name].nbytes for name in self._names.values() if self._passes(name)]
+            buffer = torch.empty(max(passing, default=0), dtype=torch.uint8)
             for name, published in self._names.items():
-                _put(self.skeleton, name, self._read(published))
+                _put(self.skeleton, name, self._read(published, buffer))
             self.loaded = True
         return self.skeleton
 
@@ -83,16 +88,23 @@ class Component:
 
     def read(self, name: str) -> Tensor:
         """One tensor of the module by its name in the module, from the file: for streaming, and for comparisons."""
-        return self._read(self._names[name])
+        return self._read(self._names[name], None)
 
-    def _read(self, published: str) -> Tensor:
-        tensor = self.checkpoint.read(published)
+    def _passes(self, published: str) -> bool:
+        """Whether a tensor is not stored as it is used, and so passes through memory on its way."""
+        stored = getattr(torch, self.checkpoint.tensors[published].dtype)
+        cast = stored.is_floating_point and stored != self.dtype
+        return cast or self.spec.convert is not None or self.device.type != "cpu"
+
+    def _read(self, published: str, buffer: Tensor | None) -> Tensor:
+        if not self._passes(published):
+            return self.checkpoint.read(published)
+        # One buffer for all of them: freed blocks between blocks that stay would never go back to the system.
+        tensor = self.checkpoint.read(published, buffer=buffer)
         if self.spec.convert is not None:
             tensor = self.spec.convert(published, tensor)
-        moved = tensor.to(self.device, self._dtype_of(tensor))
-        if moved.untyped_storage().nbytes() > moved.nbytes or not moved.is_contiguous():
-            return moved.clone(memory_format=torch.contiguous_format)  # a part would keep the whole in memory
-        return moved
+        used = torch.empty(tensor.shape, dtype=self._dtype_of(tensor), device=self.device)
+        return used.copy_(tensor)
 
     def _dtype_of(self, tensor: Tensor) -> torch.dtype:
         return self.dtype if tensor.is_floating_point() else tensor.dtype

@@ -80,11 +80,11 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return tensors, metadata
 
 
-def read_tensor(info: TensorInfo) -> torch.Tensor:
-    """The tensor as stored, in memory of its own on the CPU."""
+def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    """The tensor as stored, on the CPU: in memory of its own, or in the first bytes of `buffer` (flat, uint8)."""
     import torch
 
-    flat = torch.empty(info.nbytes, dtype=torch.uint8)
+    flat = torch.empty(info.nbytes, dtype=torch.uint8) if buffer is None else buffer[: info.nbytes]
     target = memoryview(flat.numpy())
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.start)

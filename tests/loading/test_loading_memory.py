@@ -1,0 +1,56 @@
+"""Loading takes the memory that stays, and not the file's a second time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+LAYERS, SIDE = 40, 1024
+
+# VmHWM is the process's highest resident memory, mapped files included; writing 5 to clear_refs starts it anew.
+MEASURE = f"""
+import json, sys
+from pathlib import Path
+import torch
+from torch import nn
+from qwenimage_core.loading.checkpoint import Checkpoint
+from qwenimage_core.loading.components import Component
+from qwenimage_core.loading.recognise import ComponentSpec
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+def build(config, shapes):
+    return nn.Sequential(*[nn.Linear({SIDE}, {SIDE}, bias=False) for _ in range({LAYERS})])
+
+spec = ComponentSpec(name="net", build=build, recognise=lambda shapes: True)
+component = Component(spec, Checkpoint.open(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+component.load()
+peak, after = resident("VmHWM"), resident("VmRSS")
+component.release()
+print(json.dumps([component.bytes, peak - before, after - before, resident("VmRSS") - before]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peak_is_what_stays_and_release_returns_it(tmp_path: Path, dtype: str) -> None:
+    weights = {f"{number}.weight": torch.zeros(SIDE, SIDE) for number in range(LAYERS)}
+    save_file(weights, tmp_path / "net.safetensors")
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "net.safetensors"), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    announced, peak, stays, released = json.loads(done.stdout)
+    tensor = SIDE * SIDE * 4
+    assert announced == LAYERS * SIDE * SIDE * (4 if dtype == "float32" else 2)
+    assert stays == pytest.approx(announced, rel=0.03)
+    assert peak <= 1.03 * announced + tensor, "one tensor on its way, and nothing else twice"
+    assert released <= 0.05 * announced + tensor
