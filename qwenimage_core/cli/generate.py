@@ -44,9 +44,9 @@ def add_commands(app: typer.Typer, registry: PluginRegistry | None) -> None:
         app.command(context_settings={"token_normalize_func": dashed})(with_fields(command, options))
 
 
-def dashed(token: str) -> str:
+def dashed(name: str) -> str:
     """--cfg_scale is --cfg-scale: Python's names work as they are."""
-    return token.replace("_", "-") if token.startswith("--") else token
+    return name.replace("_", "-")
 
 
 def _options(registry: PluginRegistry) -> list[FieldOption]:

@@ -35,7 +35,7 @@ FORMATS = ["png", "jpg", "jpeg", "webp"]
 class Extra(CoreRequest):
     """A request with what plugins add: lists of pictures, nested models, things without a text form."""
 
-    references: list[Picture] = []
+    references: list[Picture] | None = None
     control: BaseModel | None = None
     strange: object = None
 
