@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-MAX_PIXELS = 16384 * 16384 // 4  # 67 megapixels: larger than any picture the family takes, small enough to hold
+MAX_PIXELS = (
+    16384 * 16384 // 4
+)  # 67 megapixels: larger than any picture the family takes, small enough to hold
 
 
 def open_picture(source: Any) -> Any:
@@ -42,6 +44,13 @@ def open_picture(source: Any) -> Any:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     held.filename = str(path)  # type: ignore[attr-defined]  # kept for the metadata of what is made from it
     return held
+
+
+def is_transparent(picture: Image.Image) -> bool:
+    """Whether any pixel lets the background through. An alpha channel that is full everywhere does not count."""
+    if not picture.has_transparency_data:
+        return False
+    return picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
 def to_tensor(picture: Image.Image, channels: int = 3) -> torch.Tensor:
