@@ -98,16 +98,24 @@ def _hub(model_id: str) -> Bundle:
         listed = {part for part in (*WEIGHTS, *FOLDERS) if (root / part).is_dir()}
         if not listed & WEIGHTS.keys():
             raise
-    folders = {part: ModelConfig(model_id=model_id, origin_file_pattern=f"{part}/") for part in FOLDERS if part in listed}
+    folders = {
+        part: ModelConfig(model_id=model_id, origin_file_pattern=f"{part}/")
+        for part in FOLDERS
+        if part in listed
+    }
     models = tuple(
-        ModelConfig(model_id=model_id, origin_file_pattern=pattern) for part, pattern in WEIGHTS.items() if part in listed
+        ModelConfig(model_id=model_id, origin_file_pattern=pattern)
+        for part, pattern in WEIGHTS.items()
+        if part in listed
     )
     return Bundle(models=models, folder=root, **folders)
 
 
 def _listed(index: Mapping[str, Any]) -> set[str]:
     """The component folders of a model_index.json: its entries that name a library and a class."""
-    return {part for part, value in index.items() if isinstance(value, list) and len(value) == 2 and all(value)}
+    return {
+        part for part, value in index.items() if isinstance(value, list) and len(value) == 2 and all(value)
+    }
 
 
 def _installed(entry: EntryPoint) -> Path:
@@ -122,7 +130,9 @@ def _installed(entry: EntryPoint) -> Path:
             mend=f"reinstall the package that offers it, or give its folder instead of {entry.name!r}",
         ) from error
     if not folder.is_dir():
-        raise PluginError(f"The installed model {entry.name!r} has no folder.", got=folder, expected=entry.value)
+        raise PluginError(
+            f"The installed model {entry.name!r} has no folder.", got=folder, expected=entry.value
+        )
     return folder
 
 
@@ -142,4 +152,6 @@ def load_tokenizer(folder: Path | str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # damaged JSON, unknown classes: the library raises many kinds
-        raise LoadError(f"The tokenizer in {folder} cannot be read.", got=f"{type(error).__name__}: {error}") from error
+        raise LoadError(
+            f"The tokenizer in {folder} cannot be read.", got=f"{type(error).__name__}: {error}"
+        ) from error

@@ -40,18 +40,20 @@ class Component:
         self.config: Mapping[str, Any] | None = checkpoint.config
         self.loaded = False
         with torch.device("meta"):
-            self.skeleton = spec.build(checkpoint.config, checkpoint.shapes).requires_grad_(False).eval()
+            self.skeleton: Any = spec.build(checkpoint.config, checkpoint.shapes).requires_grad_(False).eval()
         self._names = self._match()
 
     @property
-    def module(self) -> nn.Module:
-        """The module with its weights; reads them on first use."""
+    def module(self) -> Any:
+        """The module with its weights, of the class that the spec builds; reads them on first use."""
         return self.load()
 
     @cached_property
     def bytes(self) -> int:
         """Memory that the loaded weights take, in the target dtype."""
-        return sum(tensor.numel() * self._dtype_of(tensor).itemsize for tensor in self.skeleton.state_dict().values())
+        return sum(
+            tensor.numel() * self._dtype_of(tensor).itemsize for tensor in self.skeleton.state_dict().values()
+        )
 
     @cached_property
     def parameters(self) -> int:
@@ -67,13 +69,15 @@ class Component:
         """A name for exactly these weights, see `Checkpoint.digest`."""
         return self.checkpoint.digest()
 
-    def load(self) -> nn.Module:
+    def load(self) -> Any:
         """Fill the module, one tensor after the other, in the target dtype on the target device.
 
         The most memory in use on the way is what stays, and the largest tensor as stored.
         """
         if not self.loaded:
-            passing = [self.checkpoint.tensors[name].nbytes for name in self._names.values() if self._passes(name)]
+            passing = [
+                self.checkpoint.tensors[name].nbytes for name in self._names.values() if self._passes(name)
+            ]
             buffer = torch.empty(max(passing, default=0), dtype=torch.uint8)
             for name, published in self._names.items():
                 _put(self.skeleton, name, self._read(published, buffer))
@@ -128,7 +132,9 @@ class Component:
         missing = [name for name in expected if name not in found]
         if missing or unexpected or wrong:
             raise self._misfit(missing, unexpected, wrong)
-        if empty := [name for name, buffer in self.skeleton.named_buffers() if name not in found and buffer.is_meta]:
+        if empty := [
+            name for name, buffer in self.skeleton.named_buffers() if name not in found and buffer.is_meta
+        ]:
             raise LoadError(
                 f"The {self.spec.name} has buffers that no file fills.",
                 got=", ".join(empty[:5]),

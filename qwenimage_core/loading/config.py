@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -26,6 +26,10 @@ from pydantic import (
 
 from qwenimage_core.errors import LoadError, QwenImageWarning
 
+if TYPE_CHECKING:
+    import torch
+
+AnyPath = str | os.PathLike[str]
 DownloadSource = Literal["modelscope", "huggingface"]
 
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -66,6 +70,28 @@ class ModelConfig(BaseModel):
     computation_dtype: str | None = None
     computation_device: str | None = None
 
+    if TYPE_CHECKING:  # what may be given; the fields above are what becomes of it
+
+        def __init__(  # noqa: PLR0913
+            self,
+            *,
+            path: AnyPath | Sequence[AnyPath] | None = None,
+            model_id: str | None = None,
+            origin_file_pattern: str | Sequence[str] | None = None,
+            download_source: str | None = None,
+            revision: str | None = None,
+            local_model_path: AnyPath | None = None,
+            skip_download: bool | None = None,
+            offload_dtype: torch.dtype | str | None = None,
+            offload_device: torch.device | str | None = None,
+            onload_dtype: torch.dtype | str | None = None,
+            onload_device: torch.device | str | None = None,
+            preparing_dtype: torch.dtype | str | None = None,
+            preparing_device: torch.device | str | None = None,
+            computation_dtype: torch.dtype | str | None = None,
+            computation_device: torch.device | str | None = None,
+        ) -> None: ...
+
     @model_validator(mode="wrap")
     @classmethod
     def _known_keywords(cls, values: Any, validate: ModelWrapValidatorHandler[ModelConfig]) -> ModelConfig:
@@ -88,7 +114,7 @@ class ModelConfig(BaseModel):
 
     @field_validator("path", mode="before")
     @classmethod
-    def _path(cls, value: object) -> object:
+    def _path(cls, value: Any) -> tuple[Path, ...] | None:
         if value is None:
             return None
         given = value if isinstance(value, list | tuple) else [value]
@@ -218,7 +244,9 @@ class ModelConfig(BaseModel):
         raise LoadError(f"{name} is neither true nor false.", got=repr(value), mend=f"export {name}=True")
 
     def __repr_args__(self) -> Iterable[tuple[str, Any]]:
-        return ((name, getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set)
+        return (
+            (name, getattr(self, name)) for name in type(self).model_fields if name in self.model_fields_set
+        )
 
     def __str__(self) -> str:
         if self.path is not None:
@@ -242,7 +270,7 @@ def report_placement(
         warnings.warn(
             f"placement is not honoured by this version, everything stays on {device} in {dtype}: {settings}",
             QwenImageWarning,
-            stacklevel=3,
+            stacklevel=4,  # the line that called from_pretrained
         )
 
 

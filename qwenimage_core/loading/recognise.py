@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from qwenimage_core.errors import LoadError, QwenImageWarning
 
 if TYPE_CHECKING:
-    from qwenimage_core.loading.checkpoint import Checkpoint
     from torch import Tensor, nn
+
+    from qwenimage_core.loading.checkpoint import Checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
@@ -51,7 +52,9 @@ class ComponentSpec:
 
     def __post_init__(self) -> None:
         if not self.signature and self.recognise is None:
-            raise LoadError(f"The component {self.name!r} cannot be recognised.", expected="signature or recognise")
+            raise LoadError(
+                f"The component {self.name!r} cannot be recognised.", expected="signature or recognise"
+            )
         object.__setattr__(self, "kind", self.kind or self.name)
 
     def names(self, shapes: Shapes) -> set[str]:
@@ -153,7 +156,11 @@ def _build_text_encoder(config: Config | None, shapes: Shapes) -> nn.Module:
 
 
 def _text_encoder_name(name: str) -> str | None:
-    for prefix, short in (("lm_head.", None), ("model.visual.", "visual."), ("model.language_model.", "model.")):
+    for prefix, short in (
+        ("lm_head.", None),
+        ("model.visual.", "visual."),
+        ("model.language_model.", "model."),
+    ):
         if name.startswith(prefix):
             return None if short is None else short + name.removeprefix(prefix)
     return name
@@ -225,7 +232,9 @@ VAE = ComponentSpec(
         "decoder.up_blocks.*.resnets.*.norm1.gamma",
         "decoder.conv_out.weight",
     ),
-    recognise=lambda shapes: len(shapes["encoder.conv_in.weight"]) == 5 or "encoder.conv_in.weight is no 5-D kernel",
+    recognise=lambda shapes: (
+        len(shapes["encoder.conv_in.weight"]) == 5 or "encoder.conv_in.weight is no 5-D kernel"
+    ),
     build=_build_vae,
     rename=_vae_name,
     convert=_vae_tensor,

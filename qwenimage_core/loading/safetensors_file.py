@@ -85,7 +85,7 @@ def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.T
     import torch
 
     flat = torch.empty(info.nbytes, dtype=torch.uint8) if buffer is None else buffer[: info.nbytes]
-    target = memoryview(flat.numpy())
+    target = memoryview(flat.numpy().data)
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.start)
         done = 0

@@ -66,7 +66,9 @@ def write_tiny_checkpoint(
     draw = torch.Generator().manual_seed(seed)
     transformer = transformer_config(layers, **kind.transformer)
     vae = VAEConfig(base_dim=8, input_channels=kind.channels)
-    _write_weights(folder / "transformer", "diffusion_pytorch_model", transformer_shapes(transformer), draw, shards)
+    _write_weights(
+        folder / "transformer", "diffusion_pytorch_model", transformer_shapes(transformer), draw, shards
+    )
     _write_weights(folder / "vae", "diffusion_pytorch_model", published_shapes(vae), draw)
     text_encoder = text_encoder_config()
     _write_weights(folder / "text_encoder", "model", text_encoder_shapes(text_encoder), draw, shards)
@@ -101,7 +103,12 @@ def transformer_config(layers: int, **options: Any) -> dict[str, Any]:
 
 
 def text_encoder_config(
-    *, width: int = TEXT_WIDTH, layers: int = 2, heads: int = 3, vision_width: int = 32, vision_layers: int = 2
+    *,
+    width: int = TEXT_WIDTH,
+    layers: int = 2,
+    heads: int = 3,
+    vision_width: int = 32,
+    vision_layers: int = 2,
 ) -> dict[str, Any]:
     """A `text_encoder/config.json`, with the language model's keys at the top, as the hub has them."""
     ids = token_ids()
@@ -198,7 +205,9 @@ def text_encoder_shapes(config: Mapping[str, Any]) -> Shapes:
         shapes[f"{layer}self_attn.o_proj.weight"] = (width, width)
         shapes[f"{layer}mlp.gate_proj.weight"] = shapes[f"{layer}mlp.up_proj.weight"] = (inner, width)
         shapes[f"{layer}mlp.down_proj.weight"] = (width, inner)
-        shapes[f"{layer}input_layernorm.weight"] = shapes[f"{layer}post_attention_layernorm.weight"] = (width,)
+        shapes[f"{layer}input_layernorm.weight"] = shapes[f"{layer}post_attention_layernorm.weight"] = (
+            width,
+        )
     return shapes | _vision_shapes(config["vision_config"])
 
 
@@ -250,14 +259,17 @@ def write_shards(folder: Path, stem: str, weights: Mapping[str, Tensor], shards:
         save_file(dict(weights), folder / f"{stem}.safetensors", metadata={"format": "pt"})
         return
     names = sorted(weights)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(shards):
         part = names[number * len(names) // shards : (number + 1) * len(names) // shards]
         file = f"{stem}-{number + 1:05}-of-{shards:05}.safetensors"
         save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.nbytes for tensor in weights.values())
-    _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(
+        folder / f"{stem}.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
 
 
 def _write_weights(

@@ -29,7 +29,13 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CORPUS = (T2I.system, EDIT_PLUS.system, "system\nuser\nassistant\n", "Picture 1: Picture 2:", "a red circle on blue")
+CORPUS = (
+    T2I.system,
+    EDIT_PLUS.system,
+    "system\nuser\nassistant\n",
+    "Picture 1: Picture 2:",
+    "a red circle on blue",
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}" + SUFFIX.split("\n", 1)[1] + "{% endif %}"
@@ -51,7 +57,9 @@ def tiny_tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=5000, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=5000, min_frequency=1, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
@@ -59,8 +67,8 @@ def tiny_tokenizer() -> Tokenizer:
 
 def token_ids() -> dict[str, int]:
     """Special token -> its number in the tiny tokenizer."""
-    tokenizer = tiny_tokenizer()
-    return {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    vocabulary = tiny_tokenizer().get_vocab()
+    return {token: vocabulary[token] for token in SPECIAL_TOKENS}
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -75,7 +83,9 @@ def write_tokenizer(folder: Path) -> None:
     config = {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(number): {"content": token, **flags} for token, number in token_ids().items()},
+        "added_tokens_decoder": {
+            str(number): {"content": token, **flags} for token, number in token_ids().items()
+        },
         **names,
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,

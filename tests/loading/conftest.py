@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+
 from qwenimage_core.testing.checkpoints import write_tiny_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from qwenimage_core.errors import LoadError
 from qwenimage_core.loading import checkpoint as module
 from qwenimage_core.loading.checkpoint import Checkpoint
-from safetensors.torch import save_file
 
 WEIGHTS = {f"block.{i}.weight": torch.arange(12.0).reshape(3, 4) + i for i in range(6)}
 STEM = "diffusion_pytorch_model"
@@ -142,7 +143,10 @@ def test_total_size_of_the_index_is_checked(tmp_path: Path) -> None:
     assert (error.got, error.expected) == ("288 bytes of tensors", "1,000 bytes")
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "x.bin"])
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "x.bin"],
+)
 def test_index_naming_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     write_shards(tmp_path)
     change_index(tmp_path, {"block.0.weight": name})
@@ -181,7 +185,7 @@ def test_damaged_index(tmp_path: Path, content: str) -> None:
 
 def test_tensor_in_two_files(tmp_path: Path) -> None:
     files = write_shards(tmp_path, index=False)
-    save_file({**{"block.1.weight": WEIGHTS["block.1.weight"]}, "x": torch.ones(1)}, files[0])
+    save_file({"block.1.weight": WEIGHTS["block.1.weight"], "x": torch.ones(1)}, files[0])
     error = refused(tmp_path)
     assert "'block.1.weight' is in two files" in error.what
     assert error.got is not None and shard(1, 3) in error.got and shard(2, 3) in error.got
@@ -256,7 +260,9 @@ def test_digest_names_the_weights_not_the_folder(tmp_path: Path) -> None:
     assert first.startswith("sha256:") and len(first) == 7 + 64
 
 
-def test_digest_of_a_huge_file_is_sampled_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digest_of_a_huge_file_is_sampled_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "DIGEST_WHOLE", 1000)
     monkeypatch.setattr(module, "DIGEST_BLOCK", 16)
     digests = []

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from qwenimage_core.errors import LoadError, QwenImageWarning
 from qwenimage_core.loading.checkpoint import Checkpoint
 from qwenimage_core.loading.components import Component, find_components
@@ -24,8 +27,6 @@ from qwenimage_core.loading.recognise import (
     recognise,
 )
 from qwenimage_core.testing.checkpoints import write_tiny_checkpoint
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 SPECS = {spec.kind: spec for spec in CORE_COMPONENTS}
 FILES = {
@@ -74,7 +75,9 @@ def test_vae_keeps_the_last_temporal_slice_only(tiny: Path) -> None:
     assert len(kernels) > 30
     for name in kernels:
         assert torch.equal(state[name], stored[name][:, :, -1])
-        assert state[name].untyped_storage().nbytes() == state[name].nbytes, "the slices left out are not kept in memory"
+        assert state[name].untyped_storage().nbytes() == state[name].nbytes, (
+            "the slices left out are not kept in memory"
+        )
     assert not any(".time_conv." in name for name in state)
 
 
@@ -250,7 +253,10 @@ def net_spec(**options: object) -> ComponentSpec:
 
 def test_plugin_renames_and_converts(tmp_path: Path) -> None:
     weight, bias = torch.arange(6.0).reshape(3, 2), torch.ones(2)
-    save_file({"net.inner.weight": weight, "net.inner.bias": bias, "optimizer": torch.ones(9)}, tmp_path / "net.safetensors")
+    save_file(
+        {"net.inner.weight": weight, "net.inner.bias": bias, "optimizer": torch.ones(9)},
+        tmp_path / "net.safetensors",
+    )
     spec = net_spec(
         rename=lambda name: name.removeprefix("net.") if name.startswith("net.") else None,
         convert=lambda name, tensor: tensor.T if tensor.ndim == 2 else tensor,
@@ -296,7 +302,8 @@ def test_published_quick_start_with_files_put_by_hand(tmp_path: Path) -> None:
         "vae/diffusion_pytorch_model.safetensors",
     )
     models = [
-        ModelConfig(model_id="Qwen/Qwen-Image", origin_file_pattern=pattern, local_model_path=tmp_path) for pattern in patterns
+        ModelConfig(model_id="Qwen/Qwen-Image", origin_file_pattern=pattern, local_model_path=tmp_path)
+        for pattern in patterns
     ]
     assert list(find_components(models)) == ["transformer", "text_encoder", "vae"]
 

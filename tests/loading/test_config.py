@@ -6,13 +6,15 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
 from qwenimage_core.errors import LoadError, QwenImageWarning
 from qwenimage_core.loading.config import ModelConfig, report_placement
 
-PUBLISHED_VRAM_CONFIG = {
+PUBLISHED_VRAM_CONFIG: dict[str, Any] = {
     "offload_dtype": "disk",
     "offload_device": "disk",
     "onload_dtype": torch.float8_e4m3fn,
@@ -22,7 +24,10 @@ PUBLISHED_VRAM_CONFIG = {
     "computation_dtype": torch.bfloat16,
     "computation_device": torch.device("cuda"),
 }
-VAE = {"model_id": "Qwen/Qwen-Image", "origin_file_pattern": "vae/diffusion_pytorch_model.safetensors"}
+VAE: dict[str, Any] = {
+    "model_id": "Qwen/Qwen-Image",
+    "origin_file_pattern": "vae/diffusion_pytorch_model.safetensors",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +37,9 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(f"{prefix}_{name}", raising=False)
 
 
-def refused(**keywords: object) -> LoadError:
+def refused(**keywords: Any) -> LoadError:
     with pytest.raises(LoadError) as caught:
-        ModelConfig(**keywords)  # type: ignore[arg-type]
+        ModelConfig(**keywords)
     return caught.value
 
 
@@ -126,7 +131,7 @@ def test_unknown_keyword_names_the_nearest() -> None:
         ({**VAE, "onload_device": "cpu", "onload_dtype": "bfloat16"}, "needs both"),
     ],
 )
-def test_wrong_values_are_refused(keywords: dict[str, object], what: str) -> None:
+def test_wrong_values_are_refused(keywords: dict[str, Any], what: str) -> None:
     error = refused(**keywords)
     assert what in error.what
     assert error.got or error.expected
@@ -142,7 +147,7 @@ def test_wrong_values_are_refused(keywords: dict[str, object], what: str) -> Non
         (["a/*", "b/"], ("a/*", "b/*")),
     ],
 )
-def test_pattern_spellings(pattern: object, parsed: tuple[str, ...]) -> None:
+def test_pattern_spellings(pattern: Any, parsed: tuple[str, ...]) -> None:
     assert ModelConfig(model_id="Qwen/Qwen-Image", origin_file_pattern=pattern).origin_file_pattern == parsed
 
 

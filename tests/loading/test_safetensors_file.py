@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from qwenimage_core.errors import LoadError
 from qwenimage_core.loading.safetensors_file import read_header, read_tensor
-from safetensors.torch import save_file
 
 
 def raw(path: Path, header: object, data: bytes = b"", *, text: bytes | None = None) -> Path:
@@ -26,13 +27,24 @@ def refused(path: Path) -> LoadError:
     return caught.value
 
 
-def entry(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, ...] = (0, 8)) -> dict[str, object]:
+def entry(
+    dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, ...] = (0, 8)
+) -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.uint8, torch.bool],
+    [
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+    ],
 )
 def test_tensors_read_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -47,7 +59,11 @@ def test_tensors_read_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     for name, tensor in tensors.items():
         read = read_tensor(infos[name])
         assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape)
-        assert read.contiguous().view(torch.uint8).tolist() == tensor.view(torch.uint8).tolist() if tensor.ndim else read == tensor
+        assert (
+            read.contiguous().view(torch.uint8).tolist() == tensor.view(torch.uint8).tolist()
+            if tensor.ndim
+            else read == tensor
+        )
 
 
 def test_a_tensor_owns_its_memory(tmp_path: Path) -> None:
@@ -101,7 +117,9 @@ def test_git_lfs_pointer_is_named(tmp_path: Path) -> None:
     assert error.mend is not None and "git lfs pull" in error.mend
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 7, b"<!doctype html><title>404</title>", b"PK\3\4" + b"\0" * 40])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 7, b"<!doctype html><title>404</title>", b"PK\3\4" + b"\0" * 40]
+)
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)

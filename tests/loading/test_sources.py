@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from qwenimage_core.errors import LoadError
 from qwenimage_core.loading.config import ModelConfig
 from qwenimage_core.loading.sources import locate, locate_folder
-from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from conftest import LocalHub
@@ -55,7 +56,9 @@ class Client:
 
 
 @pytest.fixture(scope="module", params=["huggingface", "modelscope"])
-def process(request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def process(
+    request: pytest.FixtureRequest, hub: LocalHub, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
     home = tmp_path_factory.mktemp("home")
     environment = os.environ | hub.environment() | {"HOME": str(home), "HF_HOME": str(home / "hf")}
     for name in ("HF_HUB_OFFLINE", "QWENIMAGE_SKIP_DOWNLOAD", "DIFFSYNTH_SKIP_DOWNLOAD"):
@@ -125,7 +128,10 @@ def test_downloaded_files_are_found_without_asking_the_hub(tmp_path: Path) -> No
 
 def test_folders_and_whole_repositories(tmp_path: Path) -> None:
     put(tmp_path, "tokenizer/vocab.json", "tokenizer/merges.txt", "model_index.json")
-    assert located(tmp_path, offline(tmp_path, "tokenizer/")) == ["tokenizer/merges.txt", "tokenizer/vocab.json"]
+    assert located(tmp_path, offline(tmp_path, "tokenizer/")) == [
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+    ]
     assert locate_folder(offline(tmp_path, "tokenizer/")) == tmp_path / MODEL / "tokenizer"
     assert locate(offline(tmp_path)) == (tmp_path / MODEL,)
     with pytest.raises(LoadError, match="not one folder"):
@@ -179,7 +185,9 @@ def test_incomplete_download_is_completed(client: Client) -> None:
     shards = [f"transformer/diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     put(client.hub.root, *shards, "transformer/config.json")
     put(client.here, shards[0], shards[2])
-    assert client.locate("transformer/*.safetensors") == [str(client.here / MODEL / shard) for shard in shards]
+    assert client.locate("transformer/*.safetensors") == [
+        str(client.here / MODEL / shard) for shard in shards
+    ]
 
 
 def test_hub_without_such_a_file(client: Client) -> None:
@@ -195,21 +203,34 @@ def test_weights_without_config_load_when_the_hub_is_out_of_reach(tmp_path: Path
     """The guard of the test run makes every connection fail, as a machine without network does."""
     put(tmp_path, "vae/diffusion_pytorch_model.safetensors")
     config = ModelConfig(
-        model_id=MODEL, origin_file_pattern="vae/*.safetensors", local_model_path=tmp_path, download_source="huggingface"
+        model_id=MODEL,
+        origin_file_pattern="vae/*.safetensors",
+        local_model_path=tmp_path,
+        download_source="huggingface",
     )
     assert located(tmp_path, config) == ["vae/diffusion_pytorch_model.safetensors"]
 
 
 def test_offline_download_error_names_everything(tmp_path: Path) -> None:
     config = ModelConfig(
-        model_id=MODEL, origin_file_pattern="vae/*.safetensors", local_model_path=tmp_path, download_source="huggingface"
+        model_id=MODEL,
+        origin_file_pattern="vae/*.safetensors",
+        local_model_path=tmp_path,
+        download_source="huggingface",
     )
     with pytest.raises(LoadError) as caught:
         locate(config)
     error = caught.value
-    assert error.what == f"{MODEL}:vae/*.safetensors is not on this machine and could not be downloaded from Hugging Face."
+    assert (
+        error.what
+        == f"{MODEL}:vae/*.safetensors is not on this machine and could not be downloaded from Hugging Face."
+    )
     assert error.got
     assert error.expected is not None and str(tmp_path / MODEL) in error.expected
     assert error.mend is not None
-    for word in (str(tmp_path / MODEL), "QWENIMAGE_SKIP_DOWNLOAD=True", "QWENIMAGE_DOWNLOAD_SOURCE=modelscope"):
+    for word in (
+        str(tmp_path / MODEL),
+        "QWENIMAGE_SKIP_DOWNLOAD=True",
+        "QWENIMAGE_DOWNLOAD_SOURCE=modelscope",
+    ):
         assert word in error.mend

@@ -9,6 +9,8 @@ from typing import get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from qwenimage_core.loading.checkpoint import Checkpoint
 from qwenimage_core.models.prompt_templates import EDIT, T2I
 from qwenimage_core.testing.checkpoints import (
@@ -21,11 +23,12 @@ from qwenimage_core.testing.checkpoints import (
     write_tiny_checkpoint,
 )
 from qwenimage_core.testing.tokenizer import SPECIAL_TOKENS, tiny_tokenizer, token_ids
-from safetensors.torch import load_file
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_layout_is_that_of_the_hub(tmp_path: Path) -> None:
@@ -64,7 +67,9 @@ def test_names_and_numbers_of_tensors_are_the_published_ones() -> None:
 
 
 def test_equal_arguments_give_equal_bytes_and_seeds_differ(tmp_path: Path) -> None:
-    first, again, other = (write_tiny_checkpoint(tmp_path / str(i), seed=seed) for i, seed in enumerate((3, 3, 4)))
+    first, again, other = (
+        write_tiny_checkpoint(tmp_path / str(i), seed=seed) for i, seed in enumerate((3, 3, 4))
+    )
     assert contents(first) == contents(again)
     name = "transformer/diffusion_pytorch_model.safetensors"
     assert not torch.equal(load_file(first / name)["img_in.weight"], load_file(other / name)["img_in.weight"])
@@ -100,7 +105,9 @@ def test_templates_have_their_published_number_of_tokens() -> None:
 
 def test_special_tokens_are_single_and_stand_in_the_published_order() -> None:
     ids = token_ids()
-    assert [ids[token] for token in SPECIAL_TOKENS] == list(range(ids["<|endoftext|>"], ids["<|endoftext|>"] + 14))
+    assert [ids[token] for token in SPECIAL_TOKENS] == list(
+        range(ids["<|endoftext|>"], ids["<|endoftext|>"] + 14)
+    )
     assert ids["<|image_pad|>"] - ids["<|endoftext|>"] == 151655 - 151643
     assert ids["<|im_start|>"] - ids["<|endoftext|>"] == 151644 - 151643
     for token in SPECIAL_TOKENS:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+from transformers import Qwen2_5_VLForConditionalGeneration
+
 from qwenimage_core.loading.checkpoint import Checkpoint
 from qwenimage_core.testing.checkpoints import Variant, write_tiny_checkpoint
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 CLASSES = {
     "transformer": QwenImageTransformer2DModel,
@@ -29,7 +30,9 @@ def stock(folder: Path, part: str) -> torch.nn.Module:
 @pytest.mark.parametrize("variant", ["base", "edit-2511", "layered"])
 @pytest.mark.parametrize("part", list(CLASSES))
 @pytest.mark.parametrize("shards", [1, 2])
-def test_stock_classes_hold_the_files_values(tmp_path: Path, variant: Variant, part: str, shards: int) -> None:
+def test_stock_classes_hold_the_files_values(
+    tmp_path: Path, variant: Variant, part: str, shards: int
+) -> None:
     folder = write_tiny_checkpoint(tmp_path, variant=variant, shards=shards)
     state = stock(folder, part).state_dict()
     checkpoint = Checkpoint.open(folder / part)
@@ -41,13 +44,14 @@ def test_stock_classes_hold_the_files_values(tmp_path: Path, variant: Variant, p
 
 
 def test_stock_classes_at_full_size_have_these_names_and_shapes() -> None:
+    from transformers import Qwen2_5_VLConfig
+
     from qwenimage_core.testing.checkpoints import (
         text_encoder_config,
         text_encoder_shapes,
         transformer_config,
         transformer_shapes,
     )
-    from transformers import Qwen2_5_VLConfig
 
     def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -58,7 +62,11 @@ def test_stock_classes_at_full_size_have_these_names_and_shapes() -> None:
         language = text_encoder_config(width=3584, layers=28, heads=28, vision_width=1280, vision_layers=32)
         # The published proportions, which the tiny model simplifies.
         language |= {"intermediate_size": 18944, "num_key_value_heads": 4, "vocab_size": 152064}
-        language["text_config"] |= {"intermediate_size": 18944, "num_key_value_heads": 4, "vocab_size": 152064}
+        language["text_config"] |= {
+            "intermediate_size": 18944,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+        }
         language["vision_config"] |= {"intermediate_size": 3420, "num_heads": 16}
         encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**language))
     full = {"num_attention_heads": 24, "attention_head_dim": 128, "joint_attention_dim": 3584}
