@@ -47,11 +47,13 @@ def explain_strangers(
     `examples` are names that would do; `modules` are the paths of the model at hand."""
     if not strangers:
         return AdapterError(f"{source} is empty: it changes no layer.", mend="download or save it again")
-    first = ", ".join(strangers[:SHOWN]) + (", ..." if len(strangers) > SHOWN else "")
+    layers = {re.split(r"\.(lora|lokr|hada|alpha)", name)[0]: name for name in reversed(strangers)}
+    first = list(reversed(layers.values()))  # one name a layer
+    shown = ", ".join(first[:SHOWN]) + (", ..." if len(first) > SHOWN else "")
     problem = "are unknown" if modules is None else "match nothing in this model"
     return AdapterError(
         f"{source}: {len(strangers)} of its {total} names {problem}.",
-        got=first,
+        got=shown,
         expected=f"names such as {_nearest(strangers[0], examples)}",
         mend=_advice(strangers, modules),
     )

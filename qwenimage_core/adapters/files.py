@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qwenimage_core.errors import AdapterError
 from qwenimage_core.loading.checkpoint import Checkpoint
 
-from .formats import AlphaOf, parse
+from .parse import AlphaOf, parse
 from .weights import LoraWeights
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def load_lora(path: str | Path, modules: Collection[str] | None = None) -> LoraW
     is for; without them dotted paths are believed.
 
     Tensors stay as they are in the file; nothing is folded. LoadError for a file that is missing, damaged or a pickle,
-    AdapterError for content that does not fit (see `formats.parse`).
+    AdapterError for content that does not fit (see `parse.parse`).
     """
     checkpoint = Checkpoint.open(path)
     file = checkpoint.files[0]

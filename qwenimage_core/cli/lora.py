@@ -73,10 +73,11 @@ def formats(as_json: Json = False) -> None:
         rows = [asdict(row) | {"example": row.example()} for row in FORMATS]
         print(json.dumps({"formats": rows}))
         return
-    table = Table("format", "written by", "keys such as", "scale", "--to", box=None, pad_edge=False)
+    table = Table("format", "--to", "keys of a layer X", "written by", box=None, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[2].no_wrap = True
     for row in FORMATS:
-        cells = (row.name, row.written_by, row.example(), row.scale, "yes" if row.writable else "-")
-        table.add_row(*map(escape, cells))
+        key = row.key("X", next(iter(row.parts)))
+        table.add_row(*map(escape, (row.name, "yes" if row.writable else "-", key, row.written_by)))
     Console().print(table)
 
 
@@ -103,6 +104,8 @@ def _facts(file: Path) -> dict[str, Any]:
 
 def _facts_table(facts: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     rows = {
         "file": f"{facts['file']} ({facts['bytes'] / MIB:.1f} MiB)",
         "digest": facts["digest"],

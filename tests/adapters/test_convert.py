@@ -15,7 +15,8 @@ from torch import nn
 
 from qwenimage_core.adapters.convert import INTERCHANGE, convert, save_lora
 from qwenimage_core.adapters.files import DIFFUSERS_METADATA, load_lora
-from qwenimage_core.adapters.formats import BY_NAME, WRITABLE, parse
+from qwenimage_core.adapters.formats import BY_NAME, WRITABLE
+from qwenimage_core.adapters.parse import parse
 from qwenimage_core.adapters.weights import Kronecker, LoraWeights, LowRank
 from qwenimage_core.errors import AdapterError, LoadError
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from peft import LoHaConfig, LoHaModel, LoKrConfig, LoKrModel, LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from qwenimage_core.adapters.formats import parse
 from qwenimage_core.adapters.lora import Adapter, attach, attached
+from qwenimage_core.adapters.parse import parse
 from qwenimage_core.adapters.weights import Kronecker, LoraWeights, LowRank
 from qwenimage_core.errors import AdapterError
 
@@ -273,20 +273,6 @@ def test_merged_refuses_plain_fp8_storage(pairs):
     model = nn.ModuleDict({"img_in": nn.Linear(8, 32).to(torch.float8_e4m3fn)})
     with pytest.raises(AdapterError, match="cannot be merged"):
         attach(model, adapter("a", {"img_in": pairs()["img_in"]}, "merged"))
-
-
-def test_adapters_of_several_components(model, pairs):
-    other = nn.ModuleDict({"proj": nn.Linear(4, 4)})
-    change = LoraWeights({"proj": LowRank(torch.ones(1, 4), torch.ones(4, 1))})
-    both = [adapter("a", pairs()), Adapter(name="a", weights=change, component="text_encoder")]
-    before = snapshot(model), snapshot(other)
-    with attached({"transformer": model, "text_encoder": other}, both) as attachments:
-        assert all(attachment.attached for attachment in attachments)
-        x = torch.ones(4)
-        expected = nn.functional.linear(x, other["proj"].weight + 1, other["proj"].bias)
-        torch.testing.assert_close(other["proj"](x), expected)
-    assert_untouched(model, before[0])
-    assert_untouched(other, before[1])
 
 
 def test_gradients_flow_through_hot_adapters_to_the_input(model, pairs):
