@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from qwenimage_core.errors import LoadError, RequestError
@@ -57,7 +56,7 @@ class PromptTokens:
 
 
 class PromptTokenizer:
-    """A Qwen2 tokenizer with the family's templates around it."""
+    """A Qwen2 tokenizer (as `loading.bundle.load_tokenizer` gives it) with the family's templates around it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -71,17 +70,6 @@ class PromptTokenizer:
             )
         self.image_id: int = marker[0]
         self._count_prefix = lru_cache(maxsize=None)(lambda prefix: len(self._ids(prefix)))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> PromptTokenizer:
-        """From a tokenizer folder in hub layout; never from the network, never with code from the folder."""
-        from transformers import AutoTokenizer
-
-        if not Path(folder).is_dir():
-            raise LoadError(
-                "there is no tokenizer folder here", got=folder, expected="a folder with tokenizer.json"
-            )
-        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
 
     def tokens(self, prompt: str, template: PromptTemplate, grids: Sequence[Grid] = ()) -> PromptTokens:
         """The templated prompt with each picture's marker widened to rows x columns tokens.

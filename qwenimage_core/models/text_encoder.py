@@ -49,6 +49,7 @@ PUBLISHED_CONFIG: Mapping[str, Any] = {
 }
 """Qwen2.5-VL-7B, for checkpoints with no config.json beside them."""
 
+VISION_THETA = 10000.0  # base of the vision tower's rotary frequencies; no config.json states it
 _VISION = "visual."
 
 
@@ -73,15 +74,17 @@ class TextEncoder(nn.Module):
                 expected="qwen2_5_vl",
             )
         self.config = Qwen2_5_VLConfig(**_copied(config))
-        rope_type = self.config.text_config.rope_parameters["rope_type"]
-        if rope_type != "default":
-            raise LoadError("unknown rotary embedding in the text encoder", got=rope_type, expected="default")
+        rope = self.config.text_config.rope_parameters
+        if rope["rope_type"] != "default":
+            raise LoadError(
+                "unknown rotary embedding in the text encoder", got=rope["rope_type"], expected="default"
+            )
         self.model = Qwen2_5_VLTextModel(self.config.text_config)
-        _pin_frequencies(self.model.rotary_emb, self.config.text_config, theta=1e6, share=1)
+        _pin_frequencies(self.model.rotary_emb, rope["rope_theta"])
         self.visual: Any = None
         if vision:
             self.visual = Qwen2_5_VisionTransformerPretrainedModel(self.config.vision_config)
-            _pin_frequencies(self.visual.rotary_pos_emb, self.config.vision_config, theta=1e4, share=2)
+            _pin_frequencies(self.visual.rotary_pos_emb, VISION_THETA)
 
     @property
     def width(self) -> int:
@@ -208,15 +211,13 @@ def _copied(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in config.items()}
 
 
-def _pin_frequencies(rotary: Any, config: Any, *, theta: float, share: int) -> None:
+def _pin_frequencies(rotary: Any, theta: float) -> None:
     """Hold the rotary frequencies as a plain float32 attribute instead of a buffer.
 
-    A buffer would be rounded by `.to(bfloat16)` (0.4 % off), lost on the meta device, and mostly zero in
-    float8.
+    A buffer would be rounded by `.to(bfloat16)` (0.4 % off), lost on the meta device, and mostly zero in float8.
     """
-    dim = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) // share
-    theta = (config.rope_parameters or {}).get("rope_theta", theta)
+    count = len(rotary.inv_freq)
     for name in [name for name in rotary._buffers if name.endswith("inv_freq")]:
         delattr(rotary, name)
-    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
+    exponents = torch.arange(0, 2 * count, 2, dtype=torch.float32, device="cpu") / (2 * count)
     rotary.inv_freq = 1.0 / theta**exponents

@@ -5,13 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenimage_core.errors import LoadError, RequestError
+from qwenimage_core.loading.bundle import load_tokenizer
 from qwenimage_core.models.prompt_templates import EDIT, EDIT_PLUS, T2I, PromptTemplate, template_of
 from qwenimage_core.models.prompt_tokens import PromptTokenizer, PromptTokens
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_folder):
-    return PromptTokenizer.load(tokenizer_folder)
+    return PromptTokenizer(load_tokenizer(tokenizer_folder))
 
 
 def test_what_is_kept_starts_with_the_users_words(tokenizer):
@@ -89,12 +90,9 @@ def test_templates_are_found_by_name_or_given():
         template_of("edit-plus")
 
 
-def test_a_folder_that_is_none_or_holds_another_tokenizer_is_an_error(tokenizer, tmp_path):
-    with pytest.raises(LoadError, match="no tokenizer folder"):
-        PromptTokenizer.load(tmp_path / "nowhere")
-
-    def words_only(text, add_special_tokens):
+def test_a_tokenizer_without_the_picture_marker_is_refused():
+    def bytes_only(text, add_special_tokens):
         return {"input_ids": list(text.encode())}
 
     with pytest.raises(LoadError, match="picture marker"):
-        PromptTokenizer(words_only)
+        PromptTokenizer(bytes_only)

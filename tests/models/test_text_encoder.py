@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwenimage_core.errors import LoadError, RequestError
+from qwenimage_core.loading.bundle import load_tokenizer
 from qwenimage_core.models.prompt_templates import EDIT, EDIT_PLUS, T2I
 from qwenimage_core.models.prompt_tokens import PromptTokenizer
 from qwenimage_core.models.text_encoder import PromptEncoder, TextEncoder
@@ -15,7 +16,7 @@ from qwenimage_core.models.text_encoder import PromptEncoder, TextEncoder
 
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_folder):
-    return PromptTokenizer.load(tokenizer_folder)
+    return PromptTokenizer(load_tokenizer(tokenizer_folder))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def config(tokenizer):
             "hidden_size": 64,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
-            "vocab_size": 320,
+            "vocab_size": 700,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "rms_norm_eps": 1e-6,
