@@ -57,6 +57,10 @@ class Checkpoint:
         torch's restricted reader (weights_only), as a whole.
         """
         given = [paths] if isinstance(paths, Path | str) else list(paths)
+        if not given:
+            raise LoadError(
+                "No files are given.", expected="a safetensors file, or the shards of one checkpoint"
+            )
         files = [file for path in given for file in _weight_files(Path(path))]
         if absent := absent_shards(files):
             there = [file for file in absent if file.exists()]

@@ -206,6 +206,7 @@ def test_folder_without_weights_and_missing_path(tmp_path: Path) -> None:
     assert "holds no weights" in error.what and error.got == "readme.md"
     assert "does not exist" in refused(tmp_path / "nowhere").what
     assert "no weight file" in refused(tmp_path / "readme.md").what
+    assert "No files" in refused([]).what
 
 
 def test_cut_off_shard_is_named(tmp_path: Path) -> None:

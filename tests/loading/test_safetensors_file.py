@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from qwenimage_core.errors import LoadError
@@ -174,3 +176,29 @@ def test_overlap_or_gap_between_tensors(tmp_path: Path, offsets: tuple[int, int]
     path = raw(tmp_path / "a.safetensors", {"a": entry(), "b": entry(offsets=offsets)}, b"\0" * 20)
     error = refused(path)
     assert "gap or an overlap before its tensor 'b'" in error.what
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    places=st.lists(st.tuples(st.integers(0, 260), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.integers(0, 7),
+)
+def test_damage_anywhere_is_a_load_error_or_no_damage(
+    tmp_path: Path, places: list[tuple[int, int]], cut: int
+) -> None:
+    """Whatever bytes change or are lost, reading ends in tensors that fit the file or in a LoadError."""
+    path = tmp_path / "a.safetensors"
+    save_file(
+        {"a.weight": torch.ones(4, 3), "b": torch.zeros(2, dtype=torch.int8)}, path, metadata={"k": "v"}
+    )
+    content = bytearray(path.read_bytes())
+    for place, value in places:
+        content[place % len(content)] = value
+    path.write_bytes(content[: len(content) - cut])
+    try:
+        infos, _ = read_header(path)
+    except LoadError as error:
+        assert str(path) in error.what
+        return
+    for info in infos.values():
+        assert read_tensor(info).nbytes == info.nbytes
