@@ -59,7 +59,6 @@ def again(
     _agree(_other_versions(record, registry), force)
     loras = _loras(record)
     request = {name: _restored(record.request[name], picture.parent) for name in record.given}
-    request["output_type"] = "pil"
     session = open_session(
         source, registry, dtype=record.model.dtype, device=record.model.device, loras=loras
     )
