@@ -30,7 +30,7 @@ def can_merge(layer: nn.Module) -> bool:
     return type(weight) is nn.Parameter and is_wide(weight) and not weight.is_meta
 
 
-# --- side branches --------
+# --- side branches ------------------------------------------------------------------------------------------
 
 
 class _Branch(nn.Module):
@@ -48,7 +48,7 @@ class _Branch(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     def set_strength(self, strength: float) -> None:
-        self.factor = torch.tensor(strength * self.scale)
+        self.factor = torch.tensor(strength * self.scale, dtype=torch.float32, device="cpu")
 
 
 class _LowRankBranch(_Branch):
