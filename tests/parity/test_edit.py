@@ -1,0 +1,153 @@
+"""Editing against both peers, run live on equal weights: final latents, and the picture.
+
+The peers feed the text encoder flat positions for pictures under transformers 5; so does ours for the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import qwenimage_edit
+from qwenimage_core import QwenImagePipeline
+from qwenimage_core.testing import write_tiny_checkpoint
+from tests.cases import assert_pictures_equal
+
+from .peers import diffsynth_pipeline, diffusers_pipeline, tanh_gelu
+
+SHARED: dict[str, Any] = {
+    "prompt": "make the circle green, 把圆改成绿色",
+    "negative_prompt": "blurred",
+    "height": 96,
+    "width": 128,
+    "num_inference_steps": 3,
+    "seed": 7,
+    "progress_bar_cmd": iter,
+}
+AS_IS = {"edit_image_auto_resize": False}
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    phase = np.random.default_rng(seed).uniform(0, 6, 3)
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [
+        127 + 120 * np.sin(x / a + y / b + p) for a, b, p in zip((9, 23, 13), (31, 7, 17), phase, strict=True)
+    ]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
+
+
+ONE, TWO, THREE = picture(96, 64), picture(160, 96, 1), picture(64, 112, 2)
+QUICK = {"cfg_scale": 1.0, "negative_prompt": "", "num_inference_steps": 2}  # for references of a megapixel
+DIFFSYNTH: dict[str, tuple[str, dict[str, Any]]] = {
+    "one picture": ("edit", {"edit_image": picture(100, 70), **QUICK}),
+    "one picture as it is": ("edit", {"edit_image": ONE, **AS_IS}),
+    "one picture without guidance": ("edit", {"edit_image": ONE, **AS_IS, **QUICK}),
+    "a list of one": ("edit-2509", {"edit_image": [ONE], **AS_IS}),
+    "two pictures": ("edit-2509", {"edit_image": [picture(120, 90), picture(45, 80, 1)], **QUICK}),
+    "three pictures as they are": ("edit-2509", {"edit_image": [ONE, TWO, THREE], **AS_IS}),
+    "time zero": ("edit-2511", {"edit_image": [ONE, TWO], **AS_IS, "zero_cond_t": True}),
+    "time zero refused": ("edit-2511", {"edit_image": [ONE, TWO], **AS_IS, "zero_cond_t": False}),
+    "low resolution": ("edit", {"edit_image": picture(64, 48), **AS_IS, "edit_rope_interpolation": True}),
+    "high resolution": ("edit", {"edit_image": picture(256, 160), **AS_IS, "edit_rope_interpolation": True}),
+    "interpolation on the same grid": (
+        "edit",
+        {"edit_image": picture(128, 96), **AS_IS, "edit_rope_interpolation": True},
+    ),
+    "several of low resolution": (
+        "edit-2509",
+        {"edit_image": [picture(64, 48), picture(48, 64, 1)], **AS_IS, "edit_rope_interpolation": True},
+    ),
+    "image to image": (
+        "edit",
+        {"edit_image": ONE, **AS_IS, "input_image": picture(128, 96, 3), "denoising_strength": 0.7},
+    ),
+    "tiled": ("edit", {"edit_image": ONE, **AS_IS, "tiled": True, "tile_size": 8, "tile_stride": 5}),
+}
+FULL, FULL_TALL = picture(1184, 896), picture(832, 1248, 1)  # of the sizes that resizing leaves alone
+DIFFUSERS: dict[str, tuple[str, str, Any]] = {
+    "one picture": ("edit", "QwenImageEditPipeline", FULL),
+    "two pictures": ("edit-2509", "QwenImageEditPlusPipeline", [FULL, FULL_TALL]),
+    "time zero": ("edit-2511", "QwenImageEditPlusPipeline", [FULL_TALL]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    models = tmp_path_factory.mktemp("models")
+    return cache(lambda variant: write_tiny_checkpoint(models / variant, variant=variant, seed=2))
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Callable[[str], Path]) -> Callable[[str], QwenImagePipeline]:
+    @cache
+    def make(variant: str) -> QwenImagePipeline:
+        pipe = QwenImagePipeline.from_pretrained(
+            str(folder(variant)), torch_dtype=torch.float32, device="cpu", plugins=[qwenimage_edit]
+        )
+        pipe.prompts.positions = "flat"
+        return pipe
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def diffsynth(folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    pytest.importorskip("diffsynth")
+    return cache(lambda variant: tanh_gelu(diffsynth_pipeline(folder(variant))))
+
+
+def of_diffsynth(pipe: Any, **fields: Any) -> tuple[Image.Image, torch.Tensor]:
+    """Its picture and final latents. Positions that it keeps from earlier calls would change what it draws."""
+    pipe.dit.pos_embed.rope_cache.clear()
+    final: list[torch.Tensor] = []
+    decode = pipe.vae.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.vae, "decode", lambda z, **options: final.append(z) or decode(z, **options))
+        return pipe(**fields), final[0][0]
+
+
+@pytest.mark.parametrize("case", DIFFSYNTH)
+def test_pictures_and_latents_equal_diffsynth(
+    case: str, ours: Callable[[str], QwenImagePipeline], diffsynth: Callable[[str], Any]
+) -> None:
+    variant, fields = DIFFSYNTH[case]
+    fields = {**SHARED, **fields}
+    image, latents = of_diffsynth(diffsynth(variant), **fields)
+    found = ours(variant)(**fields, output_type="latent")
+    print(f"{case}: latents differ by {(found - latents).abs().max():.1e} of {latents.abs().max():.1f}")
+    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
+    assert_pictures_equal(ours(variant)(**fields), image)
+
+
+def test_the_checkpoint_says_what_diffsynth_must_be_told(
+    ours: Callable[[str], QwenImagePipeline], diffsynth: Callable[[str], Any]
+) -> None:
+    fields = {**SHARED, "edit_image": [ONE], **AS_IS}
+    _, latents = of_diffsynth(diffsynth("edit-2511"), **fields, zero_cond_t=True)
+    found = ours("edit-2511")(**fields, output_type="latent")
+    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
+    _, forgotten = of_diffsynth(diffsynth("edit-2511"), **fields)
+    assert (found - forgotten).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("case", DIFFUSERS)
+def test_pictures_equal_diffusers(
+    case: str, ours: Callable[[str], QwenImagePipeline], folder: Callable[[str], Path]
+) -> None:
+    """diffusers resizes with another filter, so it is set to ours and given pictures that keep their size."""
+    pytest.importorskip("diffusers")
+    variant, name, pictures = DIFFUSERS[case]
+    peer = diffusers_pipeline(folder(variant), name)
+    peer.image_processor.register_to_config(resample="bicubic")
+    fields = {**SHARED, "num_inference_steps": 2}
+    found = ours(variant)(**fields, edit_image=pictures, cfg_normalize=True)
+    theirs = {k: v for k, v in fields.items() if k not in ("seed", "progress_bar_cmd")}
+    generator = torch.Generator().manual_seed(fields["seed"])
+    assert_pictures_equal(found, peer(image=pictures, **theirs, generator=generator).images[0])
