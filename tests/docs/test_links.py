@@ -1,4 +1,4 @@
-"""Links between the pages of the documentation lead somewhere, and every page of docs/ can be reached from its index."""
+"""Links between the pages of the documentation lead somewhere, and the index leads to every page."""
 
 from __future__ import annotations
 
