@@ -49,15 +49,14 @@ PUBLISHED_CONFIG: Mapping[str, Any] = {
 }
 """Qwen2.5-VL-7B, for checkpoints with no config.json beside them."""
 
-VISION_THETA = 10000.0  # base of the vision tower's rotary frequencies; no config.json states it
-_VISION = "visual."
+VISION_THETA = 10000.0  # base of the vision tower's rotary frequencies, where config.json does not state it
 
 
 class TextEncoder(nn.Module):
     """Token numbers (and picture patches) -> last hidden state after the final norm.
 
-    `config` is the content of `text_encoder/config.json`. With `vision=False` the vision tower is not built,
-    its weights are not loaded, and pictures are refused.
+    `config` is the content of `text_encoder/config.json`. With `vision=False` the vision tower is not built
+    and pictures are refused. Tensors have the names of the files on the hub: `model.*` and `visual.*`.
     """
 
     def __init__(self, config: Mapping[str, Any] = PUBLISHED_CONFIG, *, vision: bool = True) -> None:
@@ -84,23 +83,12 @@ class TextEncoder(nn.Module):
         self.visual: Any = None
         if vision:
             self.visual = Qwen2_5_VisionTransformerPretrainedModel(self.config.vision_config)
-            _pin_frequencies(self.visual.rotary_pos_emb, VISION_THETA)
+            rope = getattr(self.config.vision_config, "rope_parameters", None) or {}
+            _pin_frequencies(self.visual.rotary_pos_emb, rope.get("rope_theta", VISION_THETA))
 
     @property
     def width(self) -> int:
         return self.config.text_config.hidden_size
-
-    def tensor_name(self, published: str) -> str | None:
-        """Name here of a tensor in a file; None for one that is not needed (head, unused vision tower).
-
-        Files are named as on the hub (`model.*`, `visual.*`, `lm_head.*`), or with transformers' own later
-        prefixes.
-        """
-        name = published
-        for longer, short in (("model.visual.", _VISION), ("model.language_model.", "model.")):
-            name = name.replace(longer, short, 1) if name.startswith(longer) else name
-        unused = name.startswith("lm_head.") or (self.visual is None and name.startswith(_VISION))
-        return None if unused else name
 
     def forward(
         self, tokens: PromptTokens, patches_GF: Tensor | None = None, *, flat: bool = False

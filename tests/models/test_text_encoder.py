@@ -9,6 +9,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwenimage_core.errors import LoadError, RequestError
 from qwenimage_core.loading.bundle import load_tokenizer
+from qwenimage_core.loading.recognise import TEXT_ENCODER, TEXT_ENCODER_ALONE
 from qwenimage_core.models.prompt_templates import EDIT, EDIT_PLUS, T2I
 from qwenimage_core.models.prompt_tokens import PromptTokenizer
 from qwenimage_core.models.text_encoder import PromptEncoder, TextEncoder
@@ -58,10 +59,11 @@ def whole(config):
     return whole
 
 
-def loaded(config, whole, **options):
-    """Ours with the weights of `whole`, through the file names that transformers gives them."""
-    ours = TextEncoder(config, **options).eval()
-    named = {ours.tensor_name(name): tensor for name, tensor in whole.state_dict().items()}
+def loaded(config, whole, vision=True):
+    """Ours with the weights of `whole`, renamed as the loader renames them."""
+    ours = TextEncoder(config, vision=vision).eval()
+    rename = (TEXT_ENCODER if vision else TEXT_ENCODER_ALONE).rename
+    named = {rename(name): tensor for name, tensor in whole.state_dict().items()}
     ours.load_state_dict({name: tensor for name, tensor in named.items() if name is not None})
     return ours
 
@@ -160,7 +162,7 @@ def test_full_size_names_and_shapes_are_the_published_ones():
         ours = TextEncoder()
         whole = Qwen2_5_VLForConditionalGeneration(ours.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()}
-    named = {ours.tensor_name(name): tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
+    named = {TEXT_ENCODER.rename(name): tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     assert named.pop(None) == (152064, 3584)
     assert named == shapes
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from qwenimage_core.loading.bundle import load_tokenizer
+from qwenimage_core.loading.recognise import TEXT_ENCODER
 from qwenimage_core.models.prompt_templates import EDIT, EDIT_PLUS, T2I
 from qwenimage_core.models.prompt_tokens import PromptTokenizer
 from qwenimage_core.models.text_encoder import PromptEncoder, TextEncoder
@@ -71,7 +72,7 @@ def whole(folder: Path) -> Any:
 def encoder(folder: Path, whole: Any) -> PromptEncoder:
     """Ours, with the positions that the peers get from transformers 5."""
     ours = TextEncoder(whole.config.to_dict()).eval()
-    named = {ours.tensor_name(name): tensor for name, tensor in whole.state_dict().items()}
+    named = {TEXT_ENCODER.rename(name): tensor for name, tensor in whole.state_dict().items()}
     ours.load_state_dict({name: tensor for name, tensor in named.items() if name is not None})
     return PromptEncoder(PromptTokenizer(load_tokenizer(folder)), lambda: ours, positions="flat")
 
@@ -149,7 +150,7 @@ def test_full_size_names_and_shapes_equal_diffsynth():
 
     with torch.device("meta"):
         ours, peer = TextEncoder(), QwenImageTextEncoder()
-    theirs = {ours.tensor_name(name): tensor.shape for name, tensor in peer.state_dict().items()}
+    theirs = {TEXT_ENCODER.rename(name): tensor.shape for name, tensor in peer.state_dict().items()}
     assert theirs.pop(None) == (152064, 3584)
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == theirs
     assert peer.config.text_config.rms_norm_eps == ours.config.text_config.rms_norm_eps
