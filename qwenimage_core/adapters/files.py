@@ -67,6 +67,12 @@ def _peft_alpha(source: str, config: Mapping[str, Any]) -> AlphaOf | None:
     the end of the path, override lora_alpha for single layers."""
     if config.get("use_dora"):
         raise AdapterError(f"{source} is a DoRA, which is not supported.", got="use_dora in its metadata")
+    if (kind := config.get("peft_type", "LORA")) != "LORA":
+        raise AdapterError(
+            f"{source} was saved by peft as {kind}, whose scale is not read here.",
+            expected="LORA",
+            mend="merge it with peft, or save it in LyCORIS form with an alpha tensor a layer",
+        )
     if (default := config.get("lora_alpha")) is None:
         return None
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}

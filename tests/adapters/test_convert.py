@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -207,6 +207,13 @@ def test_dora_in_the_metadata_is_refused(tmp_path):
     path = save_with(tmp_path / "a.safetensors", example(), {DIFFUSERS_METADATA: config})
     with pytest.raises(AdapterError, match="is a DoRA"):
         load_lora(path)
+
+
+def test_other_kinds_that_peft_saves_are_not_read_with_a_wrong_scale(tmp_path):
+    config = LoKrConfig(r=2, alpha=4, target_modules=["img_in"], decompose_factor=2)
+    get_peft_model(nn.ModuleDict({"img_in": nn.Linear(64, 64)}), config).save_pretrained(tmp_path / "peft")
+    with pytest.raises(AdapterError, match="saved by peft as LOKR"):
+        load_lora(tmp_path / "peft", ["img_in"])
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
