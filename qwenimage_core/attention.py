@@ -1,8 +1,8 @@
 """From rules about segments to the cheapest exact way of computing attention.
 
-No rule: no mask object at all, plain attention. Few different views (the usual case: a handful of entities): tokens
-that see the same keys are attended together, unmasked, with only those keys; nothing of size S x S exists. Many
-different views: one boolean mask, made once a run.
+No rule: no mask object at all, plain attention. Otherwise one of two exact forms, whichever is cheaper. Grouped: tokens
+that see the same keys are attended together, unmasked, with only those keys; nothing of size S x S exists. Masked: one
+boolean mask, made once a run.
 
 B batch, H heads, S joint tokens, Q queries, D channels a head, V views, K classes, R maps.
 """
@@ -22,10 +22,15 @@ from qwenimage_core.values import Apart, Within
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 MAX_VIEWS = 48
-"""Beyond this many different views, one masked call is cheaper than many small ones."""
+"""On accelerators a mask rules out the flash kernels: there, up to this many different views are grouped."""
+GATHERED_KEY = 50.0
+"""On a CPU, copying a key and its value costs as much as attending it to this many queries (measured, 32 and 128
+channels a head)."""
 
 
-def attention_for(rules: Sequence[Apart | Within], layout: Layout, device: torch.device | str) -> Attend | None:
+def attention_for(
+    rules: Sequence[Apart | Within], layout: Layout, device: torch.device | str
+) -> Attend | None:
     """The attention of one branch; None where every token sees every token.
 
     Raises RequestError for a rule about a segment that is not in the layout or a map of another size than its grid.
@@ -36,10 +41,19 @@ def attention_for(rules: Sequence[Apart | Within], layout: Layout, device: torch
     if bool(views_VS.all()):
         return None
     noise = layout.joint_slice(NOISE)
-    if len(views_VS) > MAX_VIEWS:
+    if not _grouping_pays(view_S, views_VS, torch.device(device)):
         mask_SS = views_VS[view_S].to(device)
         return Masked(mask_SS, mask_SS[noise])
     return Grouped(_groups(view_S, views_VS, device), _groups(view_S[noise], views_VS, device), layout.tokens)
+
+
+def _grouping_pays(view_S: torch.Tensor, views_VS: torch.Tensor, device: torch.device) -> bool:
+    """Whether attending group by group is cheaper than once with a mask."""
+    if device.type != "cpu":
+        return len(views_VS) <= MAX_VIEWS
+    queries_V = torch.bincount(view_S, minlength=len(views_VS))
+    keys_V = views_VS.sum(dim=1)
+    return bool((queries_V * keys_V + GATHERED_KEY * keys_V).sum() < len(view_S) ** 2)
 
 
 def _groups(view_Q: torch.Tensor, views_VS: torch.Tensor, device: torch.device | str) -> Groups:

@@ -18,8 +18,12 @@ from qwenimage_core.values import Apart, Within
 def layout_of(entities: int, frames: int = 1, reference: bool = False) -> Layout:
     segments = [Segment(name=f"entity/{i}", owner="e", kind="text", tokens=2 + i) for i in range(entities)]
     segments.append(Segment(name="prompt", owner="core", kind="text", tokens=3))
-    grids = {"noise": Grid(height=4, width=3, frames=frames)} | ({"edit": Grid(height=2, width=2)} if reference else {})
-    segments += [Segment(name=n, owner="core", kind="image", tokens=g.tokens, grid=g) for n, g in grids.items()]
+    grids = {"noise": Grid(height=4, width=3, frames=frames)} | (
+        {"edit": Grid(height=2, width=2)} if reference else {}
+    )
+    segments += [
+        Segment(name=n, owner="core", kind="image", tokens=g.tokens, grid=g) for n, g in grids.items()
+    ]
     return Layout(tuple(segments))
 
 
@@ -40,14 +44,33 @@ def dense_mask(rules: list[Apart | Within], layout: Layout) -> torch.Tensor:
 
 
 def check_equal(rules: list[Apart | Within], layout: Layout) -> None:
-    q, k, v = torch.randn(3, 2, 2, layout.tokens, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q, k, v = torch.randn(
+        3, 2, 2, layout.tokens, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(rules, layout))
-    attend = attention_for(rules, layout, "cpu")
+    for pays in (True, False, None):  # grouped, masked, and as it chooses
+        with pytest.MonkeyPatch.context() as patch:
+            if pays is not None:
+                patch.setattr(attention, "_grouping_pays", lambda *_, pays=pays: pays)
+            attend = attention_for(rules, layout, "cpu")
+        check_attend(attend, layout, q, k, v, expected)
+
+
+def check_attend(
+    attend: attention.Attend | None,
+    layout: Layout,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    expected: torch.Tensor,
+) -> None:
     actual = F.scaled_dot_product_attention(q, k, v) if attend is None else attend(q, k, v)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     if attend is not None:  # the last block asks for the noise tokens alone
         noise = layout.joint_slice("noise")
-        torch.testing.assert_close(attend(q[:, :, noise], k, v), expected[:, :, noise], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            attend(q[:, :, noise], k, v), expected[:, :, noise], rtol=1e-12, atol=1e-12
+        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -55,25 +78,34 @@ def check_equal(rules: list[Apart | Within], layout: Layout) -> None:
 def test_any_rules_equal_the_dense_mask(data: st.DataObject) -> None:
     entities = data.draw(st.integers(1, 4))
     layout = layout_of(entities, frames=data.draw(st.integers(1, 2)), reference=data.draw(st.booleans()))
-    rules: list[Apart | Within] = [Apart(f"entity/{i}", "prompt") for i in range(entities) if data.draw(st.booleans())]
+    rules: list[Apart | Within] = [
+        Apart(f"entity/{i}", "prompt") for i in range(entities) if data.draw(st.booleans())
+    ]
     for i in range(entities):
         for name in [s.name for s in layout.images]:
             grid = layout[name].grid
             assert grid is not None
-            cells = data.draw(st.lists(st.booleans(), min_size=grid.height * grid.width, max_size=grid.height * grid.width))
+            cells = data.draw(
+                st.lists(st.booleans(), min_size=grid.height * grid.width, max_size=grid.height * grid.width)
+            )
             rules.append(Within(f"entity/{i}", name, torch.tensor(cells).view(grid.height, grid.width)))
     check_equal(rules, layout)
 
 
-def test_many_views_fall_back_to_one_mask_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = layout_of(2)
-    rules: list[Apart | Within] = [
-        Apart("entity/0", "entity/1"),
-        Within("entity/0", "noise", torch.tensor([[i < 2] * 3 for i in range(4)])),
+def test_the_cheaper_form_is_chosen() -> None:
+    """Two pictures apart from each other halve the work; a few entities in a large picture hide next to nothing."""
+    grid = Grid(height=16, width=16)
+    prompt = Segment(name="prompt", owner="core", kind="text", tokens=3)
+    images = [
+        Segment(name=n, owner="core", kind="image", tokens=grid.tokens, grid=grid) for n in ("noise", "other")
     ]
-    monkeypatch.setattr(attention, "MAX_VIEWS", 1)
-    assert isinstance(attention_for(rules, layout, "cpu"), attention.Masked)
-    check_equal(rules, layout)
+    apart = attention_for([Apart("noise", "other")], Layout((prompt, *images)), "cpu")
+    assert isinstance(apart, attention.Grouped)
+    entities = [Segment(name=f"e{i}", owner="e", kind="text", tokens=4) for i in range(6)]
+    maps = [torch.rand(16, 16, generator=torch.Generator().manual_seed(i)) > 0.5 for i in range(6)]
+    rules = [Within(f"e{i}", "noise", where) for i, where in enumerate(maps)]
+    few = attention_for(rules, Layout((*entities, prompt, images[0])), "cpu")
+    assert isinstance(few, attention.Masked)
 
 
 def test_rules_that_hide_nothing_cost_nothing() -> None:
