@@ -1,4 +1,4 @@
-"""The published model at its true size, as files with headers and no data on disk: found, checked, counted, not read."""
+"""The published model at its true size, as files with headers and no data: found, checked, counted, not read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from qwenimage_core.errors import LoadError
 from qwenimage_core.loading.bundle import find_bundle
 from qwenimage_core.loading.components import find_components

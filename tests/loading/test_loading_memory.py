@@ -15,7 +15,7 @@ LAYERS, SIDE = 40, 1024
 
 # VmHWM is the process's highest resident memory, mapped files included; writing 5 to clear_refs starts it anew.
 MEASURE = f"""
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 from torch import nn
@@ -30,27 +30,34 @@ def resident(field):
 def build(config, shapes):
     return nn.Sequential(*[nn.Linear({SIDE}, {SIDE}, bias=False) for _ in range({LAYERS})])
 
-spec = ComponentSpec(name="net", build=build, recognise=lambda shapes: True)
-component = Component(spec, Checkpoint.open(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
-Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS")
-component.load()
-peak, after = resident("VmHWM"), resident("VmRSS")
-component.release()
-print(json.dumps([component.bytes, peak - before, after - before, resident("VmRSS") - before]))
+def measure(dtype):
+    spec = ComponentSpec(name="net", build=build, recognise=lambda shapes: True)
+    component = Component(spec, Checkpoint.open(sys.argv[1]), dtype=dtype)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    component.load()
+    peak, after = resident("VmHWM"), resident("VmRSS")
+    component.release()
+    print(json.dumps([component.bytes, peak - before, after - before, resident("VmRSS") - before]), flush=True)
+
+for dtype in (torch.float32, torch.bfloat16):
+    if os.fork() == 0:  # each begins with the same memory, and torch is imported once
+        measure(dtype)
+        os._exit(0)
+    os.wait()
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's account of memory")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_peak_is_what_stays_and_release_returns_it(tmp_path: Path, dtype: str) -> None:
+def test_peak_is_what_stays_and_release_returns_it(tmp_path: Path) -> None:
     weights = {f"{number}.weight": torch.zeros(SIDE, SIDE) for number in range(LAYERS)}
     save_file(weights, tmp_path / "net.safetensors")
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "net.safetensors"), dtype]
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "net.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    announced, peak, stays, released = json.loads(done.stdout)
+    measured = [json.loads(line) for line in done.stdout.splitlines()]
     tensor = SIDE * SIDE * 4
-    assert announced == LAYERS * SIDE * SIDE * (4 if dtype == "float32" else 2)
-    assert stays == pytest.approx(announced, rel=0.03)
-    assert peak <= 1.03 * announced + tensor, "one tensor on its way, and nothing else twice"
-    assert released <= 0.05 * announced + tensor
+    for itemsize, (announced, peak, stays, released) in zip((4, 2), measured, strict=True):
+        assert announced == LAYERS * SIDE * SIDE * itemsize
+        assert 0.97 * announced <= stays <= peak, "the measure sees the weights"
+        assert peak <= 1.03 * announced + tensor, "one tensor on its way, and nothing else twice"
+        assert released <= 0.05 * announced + tensor
