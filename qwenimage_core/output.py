@@ -25,15 +25,15 @@ Components = Mapping[str, Sequence["Component"]]
 def finish(x_BNC: torch.Tensor, plan: Plan, ctx: Context, components: Components) -> list[Any]:
     """One entry a seed: a PIL picture (`pil`), values in [-1, 1] (`tensor`: (C, H, W)) or `latent`s (Z, h, w).
 
-    Targets of several frames give (F, ...) tensors and lists of pictures.
+    Targets of several frames, and series of one, give (F, ...) tensors and lists of pictures.
     """
     kind = plan.request.output_type
     if kind == "pil":
         return pictures(x_BNC, plan, ctx, components)
     z_BFZhw = unpack(x_BNC, plan.grid, plan.backbone.patch_size)
     if kind == "latent":
-        return [_single(z_FZhw) for z_FZhw in z_BFZhw]
-    return [_single(decode(z_FZhw, plan, components).clamp(-1, 1)) for z_FZhw in z_BFZhw]
+        return [_single(z_FZhw, plan) for z_FZhw in z_BFZhw]
+    return [_single(decode(z_FZhw, plan, components).clamp(-1, 1), plan) for z_FZhw in z_BFZhw]
 
 
 def pictures(x_BNC: torch.Tensor, plan: Plan, ctx: Context, components: Components) -> list[Any]:
@@ -43,7 +43,7 @@ def pictures(x_BNC: torch.Tensor, plan: Plan, ctx: Context, components: Componen
         given = [(p, images) for p in plan.plugins if (images := p.call("decode", ctx=ctx, latents=z_FZhw))]
         if len(given) > 1:
             raise ConflictError(f"{given[0][0].name} and {given[1][0].name} both decode the picture.")
-        made.append(_single(given[0][1] if given else to_pictures(decode(z_FZhw, plan, components))))
+        made.append(_single(given[0][1] if given else to_pictures(decode(z_FZhw, plan, components)), plan))
     return made
 
 
@@ -58,6 +58,6 @@ def decode(z_FZhw: torch.Tensor, plan: Plan, components: Components) -> torch.Te
     return vae.decode(z_FZhw).float()
 
 
-def _single(values: Any) -> Any:
-    """A run of one frame is given without its frame axis."""
-    return values[0] if len(values) == 1 else values
+def _single(values: Any, plan: Plan) -> Any:
+    """A run of one frame is given without its frame axis, unless it is a series."""
+    return values[0] if len(values) == 1 and not plan.target.series else values

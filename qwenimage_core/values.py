@@ -79,10 +79,12 @@ class ImageSegment:
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Shape of what is denoised: `frames` pictures at request size, of as many image channels as the VAE must have
-    (3 RGB, 4 RGBA; None takes what is loaded)."""
+    (3 RGB, 4 RGBA; None takes what is loaded). With `series` the outcome is a list (a tensor with a frame axis) even of
+    one frame."""
 
     frames: int = 1
     channels: int | None = None
+    series: bool = False
 
 
 class Schedule(Protocol):
