@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-LAYERS, SIDE = 40, 1024
+LAYERS, SIDE = 80, 1024  # large enough that what the interpreter itself takes, some 3 MB, does not show
 
 # VmHWM is the process's highest resident memory, mapped files included; writing 5 to clear_refs starts it anew.
 MEASURE = f"""
@@ -59,5 +59,6 @@ def test_peak_is_what_stays_and_release_returns_it(tmp_path: Path) -> None:
     for itemsize, (announced, peak, stays, released) in zip((4, 2), measured, strict=True):
         assert announced == LAYERS * SIDE * SIDE * itemsize
         assert 0.97 * announced <= stays <= peak, "the measure sees the weights"
-        assert peak <= 1.03 * announced + tensor, "one tensor on its way, and nothing else twice"
+        # The bound of the project, 1.05 of what stays, and the one tensor that is on its way.
+        assert peak <= 1.05 * announced + tensor
         assert released <= 0.05 * announced + tensor
