@@ -121,6 +121,8 @@ class FieldOption:
         """What the request is given for the text on the command line."""
         if not isinstance(given, list):
             return given if isinstance(given, bool) else self._one(given)
+        if len(given) == 1 and given[0].lstrip().startswith("[") and str not in self.shape.kinds:
+            return self._json(given[0])
         values = [self._one(text) for text in given]
         return values[0] if len(values) == 1 and self.shape.single else values
 
@@ -130,13 +132,16 @@ class FieldOption:
         if not self.shape.models:
             return text
         if text.lstrip().startswith("{"):
-            try:
-                return json.loads(text)
-            except ValueError as error:
-                raise RequestError(f"{self.flag} is no sound JSON: {error}", got=text[:200]) from error
+            return self._json(text)
         if "=" in text and not Path(text).exists():
             return dict(part.split("=", 1) for part in self._parts(text))
         return text
+
+    def _json(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{self.flag} is no sound JSON: {error}", got=text[:200]) from error
 
     def _parts(self, text: str) -> list[str]:
         parts = [part.strip() for part in text.split(",")]

@@ -69,11 +69,11 @@ def test_switches_and_dependent_fields_come_back(run, draw) -> None:
     """Fields that are refused without each other: they must be given again together, and only if they were given."""
     Image.linear_gradient("L").resize((48, 32)).convert("RGB").save("in.png")
     Image.linear_gradient("L").resize((48, 32)).save("mask.png")
-    draw(
-        "x", "--input-image", "in.png", "--inpaint-mask", "mask.png", "--inpaint-blur-size", 1, "--inpaint-blur-sigma", 1,
-        "--denoising-strength", 0.7, "--tiled", "--tile-size", 16, "--tile-stride", 8, "--cfg-scale", 2, "--cfg-normalize",
-        "--exponential-shift-mu", 0.5, "-o", "a.png",
-    )  # fmt: skip
+    inpaint = ("--input-image", "in.png", "--inpaint-mask", "mask.png", "--denoising-strength", 0.7)
+    blur = ("--inpaint-blur-size", 1, "--inpaint-blur-sigma", 1)
+    tiles = ("--tiled", "--tile-size", 16, "--tile-stride", 8)
+    guidance = ("--cfg-scale", 2, "--cfg-normalize", "--exponential-shift-mu", 0.5)
+    draw("x", *inpaint, *blur, *tiles, *guidance, "-o", "a.png")
     done = run("again", "a.png")
     assert done.code == 0, done.err
     assert pixels("a.png") == pixels("a-again.png")

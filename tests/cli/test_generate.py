@@ -77,19 +77,8 @@ def test_names_count_up_and_nothing_is_replaced(draw) -> None:
 
 
 def test_several_prompts_and_pictures_with_json(draw) -> None:
-    done = draw(
-        "--prompt",
-        "one",
-        "--prompt",
-        "two",
-        "--num-images-per-prompt",
-        2,
-        "--seed",
-        5,
-        "-o",
-        "p.png",
-        "--json",
-    )
+    words = ("--prompt", "one", "--prompt", "two", "--num-images-per-prompt", 2, "--seed", 5)
+    done = draw(*words, "-o", "p.png", "--json")
     written = done.json["pictures"]
     assert [w["path"] for w in written] == ["p-1.png", "p-2.png", "p-3.png", "p-4.png"]
     assert [(w["prompt"], w["seed"]) for w in written] == [("one", 5), ("one", 6), ("two", 5), ("two", 6)]
@@ -101,10 +90,8 @@ def test_several_prompts_and_pictures_with_json(draw) -> None:
 
 def test_patterns_in_names(draw) -> None:
     assert draw("x", "--seed", 8, "-o", "s{seed}.webp").out == "s8.webp\n"
-    assert (
-        draw("x", "--seed", 8, "--num-images-per-prompt", 2, "-o", "{n}-of-{seed}.jpg").out
-        == "1-of-8.jpg\n2-of-9.jpg\n"
-    )
+    done = draw("x", "--seed", 8, "--num-images-per-prompt", 2, "-o", "{n}-of-{seed}.jpg")
+    assert done.out == "1-of-8.jpg\n2-of-9.jpg\n"
     done = draw("--prompt", "a", "--prompt", "b", "--seed", 8, "-o", "t{seed}.png")
     assert done.code == 1 and "{n}" in done.err
 
@@ -135,12 +122,13 @@ def test_latents_and_tensors_are_written_as_safetensors(draw, kind: str, shape: 
 
 def test_pictures_go_in_by_path(draw) -> None:
     Image.linear_gradient("L").resize((48, 32)).convert("RGB").save("in.png")
-    done = draw("x", "--input-image", "in.png", "--denoising-strength", 0.5, "-o", "a.png")
+    words = ("x", "--input-image", "in.png", "--denoising-strength", 0.5)
+    done = draw(*words, "-o", "a.png")
     assert done.code == 0, done.err
     with Image.open("in.png") as picture:
         reference = {"path": "in.png", "sha256": picture_digest(picture)}
     assert read_metadata("a.png").request["input_image"] == {"$picture": reference}
-    assert "input_image is not of the target's size" in draw("x", "--input-image", "in.png", "--denoising-strength", 0.5, "--width", 64).err  # fmt: skip
+    assert "input_image is not of the target's size" in draw(*words, "--width", 64).err
 
 
 def test_a_model_that_is_not_there(run) -> None:

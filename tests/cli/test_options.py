@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from qwenimage_core.cli.options import field_options, with_fields
+from qwenimage_core.cli.options import field_options, shape_of, with_fields
 from qwenimage_core.errors import PluginError, RequestError
 from qwenimage_core.request import CoreRequest, FieldsModel, Picture
 
@@ -48,6 +48,9 @@ OPTIONS = {o.field: o for o in field_options(Kinds, {})}
         ("pictures", ["a.png"], ["a.png"]),
         ("one_or_many", ["a.png"], "a.png"),
         ("one_or_many", ["a.png", "b.png"], ["a.png", "b.png"]),
+        ("one_or_many", ['["a.png"]'], ["a.png"]),  # a list of one, where that is something else than one
+        ("controls", ['[{"scale": 1}, {"scale": 2}]'], [{"scale": 1}, {"scale": 2}]),
+        ("words", ["[a]"], ["[a]"]),
         ("words", ["a, b=c", "{d}"], ["a, b=c", "{d}"]),
         ("controls", ['{"scale": 0.5, "image": "a,b.png"}'], [{"scale": 0.5, "image": "a,b.png"}]),
         ("controls", ["scale=0.5, image=a.png"], [{"scale": "0.5", "image": "a.png"}]),
@@ -65,7 +68,16 @@ def test_text_becomes_what_the_request_takes(field: str, given, value) -> None:
     assert OPTIONS[field].value(given) == value
 
 
-@pytest.mark.parametrize("text", ['{"scale": ', "scale=1,oops"])
+def test_pictures_in_tagged_unions_are_pictures() -> None:
+    """As qwenimage-edit has it: one picture and a list of one picture are two different requests."""
+    kinds = Annotated[Picture, Tag("one")] | Annotated[list[Picture], Tag("many")]
+    shape = shape_of(
+        Annotated[kinds, Discriminator(lambda value: "many" if isinstance(value, list) else "one")]
+    )
+    assert (shape.picture, shape.many, shape.single, shape.metavar) == (True, True, True, "PICTURE")
+
+
+@pytest.mark.parametrize("text", ['{"scale": ', '[{"scale": 1}', "scale=1,oops"])
 def test_models_that_are_neither_json_nor_pairs_are_refused(text: str) -> None:
     with pytest.raises(RequestError, match="--controls"):
         OPTIONS["controls"].value([text])
