@@ -46,14 +46,21 @@ def draw_noise(
     Each picture's noise depends on its seed alone, so a batch draws what single runs would.
     """
     drawn = [
-        torch.randn(shape_FZhw, generator=torch.Generator(device).manual_seed(seed), dtype=dtype, device=device)
+        torch.randn(
+            shape_FZhw, generator=torch.Generator(device).manual_seed(seed), dtype=dtype, device=device
+        )
         for seed in seeds
     ]
     return torch.stack(drawn).float()
 
 
 def redraw_mask(
-    mask: Image.Image, height: int, width: int, *, blur_size: int | None = None, blur_sigma: float | None = None
+    mask: Image.Image,
+    height: int,
+    width: int,
+    *,
+    blur_size: int | None = None,
+    blur_sigma: float | None = None,
 ) -> torch.Tensor:
     """(1, 1, 1, h, w) in [0, 1] at latent size, 1 where the picture is redrawn.
 

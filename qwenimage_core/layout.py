@@ -67,7 +67,12 @@ class Segment:
                 got=f"{self.tokens} tokens on grid {self.grid}",
                 expected="grid.tokens == tokens",
             )
-        if self.kind == "text" and (self.grid, self.frame, self.onto, self.timestep) != (None, None, None, "step"):
+        if self.kind == "text" and (self.grid, self.frame, self.onto, self.timestep) != (
+            None,
+            None,
+            None,
+            "step",
+        ):
             raise RequestError(
                 f"Text segment {self.name!r} of {self.owner} cannot have a grid, frame, onto or timestep rule."
             )
@@ -103,7 +108,9 @@ class Layout:
         if kinds != sorted(kinds, key=["text", "image"].index):
             raise RequestError("Text segments come before image segments.", got=kinds)
         if not self.images or self.images[0].name != NOISE:
-            raise RequestError(f"The first image segment must be {NOISE!r}.", got=[s.name for s in self.images])
+            raise RequestError(
+                f"The first image segment must be {NOISE!r}.", got=[s.name for s in self.images]
+            )
 
     @property
     def text(self) -> tuple[Segment, ...]:
@@ -193,6 +200,8 @@ class Layout:
 
     def __str__(self) -> str:
         return " | ".join(
-            f"{s.name} {s.tokens}" + (f" ({s.grid})" if s.grid else "") + (" @0" if s.timestep == "zero" else "")
+            f"{s.name} {s.tokens}"
+            + (f" ({s.grid})" if s.grid else "")
+            + (" @0" if s.timestep == "zero" else "")
             for s in self.segments
         )

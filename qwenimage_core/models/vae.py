@@ -54,11 +54,15 @@ class VAEConfig:
             )
         for key in ("latents_mean", "latents_std"):
             if len(getattr(self, key)) != self.z_dim:
-                raise LoadError(f"VAE config: wrong length of {key}", got=len(getattr(self, key)), expected=self.z_dim)
+                raise LoadError(
+                    f"VAE config: wrong length of {key}", got=len(getattr(self, key)), expected=self.z_dim
+                )
         if any(std <= 0 for std in self.latents_std):
             raise LoadError("VAE config: latents_std must be positive", got=min(self.latents_std))
         if self.input_channels not in (3, 4):
-            raise LoadError("VAE config: unknown input_channels", got=self.input_channels, expected="3 (RGB) or 4 (RGBA)")
+            raise LoadError(
+                "VAE config: unknown input_channels", got=self.input_channels, expected="3 (RGB) or 4 (RGBA)"
+            )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> VAEConfig:
@@ -80,7 +84,9 @@ class VAEConfig:
                 expected=", ".join(cls.__dataclass_fields__),
                 mend="check that the file is the config.json of an AutoencoderKLQwenImage",
             )
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` of this VAE, readable by the published class."""
@@ -97,7 +103,9 @@ class VAEConfig:
         try:
             base, channels = shapes["encoder.conv_in.weight"][:2]
             z_dim = shapes["post_quant_conv.weight"][0]
-            last = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down_blocks."))
+            last = 1 + max(
+                int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down_blocks.")
+            )
             widths, resamplers, time_convs = [], [], []
             for i in range(last):
                 prefix = f"encoder.down_blocks.{i}."
@@ -108,7 +116,9 @@ class VAEConfig:
             widths.append(shapes["encoder.norm_out.gamma"][0])
         except (KeyError, ValueError, IndexError) as error:
             raise LoadError(
-                "these tensors are not those of the family's VAE", got=f"missing {error}", expected="AutoencoderKLQwenImage"
+                "these tensors are not those of the family's VAE",
+                got=f"missing {error}",
+                expected="AutoencoderKLQwenImage",
             ) from error
         if z_dim != len(PUBLISHED_MEAN):
             raise LoadError(
@@ -268,7 +278,6 @@ class Decoder(nn.Module):
 class QwenImageVAE(nn.Module):
     """Pictures to latents and back. Parameter names are the published ones, shapes their last temporal slice."""
 
-
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
@@ -303,7 +312,9 @@ class QwenImageVAE(nn.Module):
     def _check(x: Tensor, channels: int, what: str, multiple: int = 1) -> None:
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
             sides = f", sides multiples of {multiple}" if multiple > 1 else ""
-            raise ValueError(f"the VAE takes {what} of shape (B, {channels}, height, width){sides}; got {tuple(x.shape)}")
+            raise ValueError(
+                f"the VAE takes {what} of shape (B, {channels}, height, width){sides}; got {tuple(x.shape)}"
+            )
 
 
 def published_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:
@@ -317,7 +328,9 @@ def published_shapes(config: VAEConfig) -> dict[str, tuple[int, ...]]:
 
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors to this module's: last temporal slice of each kernel; `time_conv` left out."""
-    return {name: flatten_tensor(name, tensor) for name, tensor in tensors.items() if ".time_conv." not in name}
+    return {
+        name: flatten_tensor(name, tensor) for name, tensor in tensors.items() if ".time_conv." not in name
+    }
 
 
 def flatten_tensor(name: str, tensor: Tensor) -> Tensor:
@@ -345,7 +358,11 @@ def to_published(state: Mapping[str, Tensor], config: VAEConfig) -> dict[str, Te
 def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if name.endswith(".gamma"):
         return shape if ".attentions." in name else (*shape, 1)
-    two_dimensional = (".resample.1.", ".to_qkv.", ".proj.")  # convolutions that are 2-D in the published model too
+    two_dimensional = (
+        ".resample.1.",
+        ".to_qkv.",
+        ".proj.",
+    )  # convolutions that are 2-D in the published model too
     if not name.endswith(".weight") or any(part in name for part in two_dimensional):
         return shape
     out_dim, in_dim, height, width = shape
