@@ -1,0 +1,133 @@
+"""Layers and in-context control against DiffSynth-Studio, live on equal weights: final latents, and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import qwenimage_edit
+import qwenimage_in_context_control
+import qwenimage_layered
+from qwenimage_core import QwenImagePipeline
+from qwenimage_core.testing import write_tiny_checkpoint
+from tests.cases import assert_pictures_equal
+
+from .peers import diffsynth_pipeline, tanh_gelu
+
+pytest.importorskip("diffsynth")
+
+SHARED: dict[str, Any] = {
+    "prompt": "Context_Control. a red circle, 一个红色的圆",
+    "negative_prompt": "blurred",
+    "height": 64,
+    "width": 96,
+    "num_inference_steps": 3,
+    "seed": 7,
+    "progress_bar_cmd": iter,
+}
+UNGUIDED = {"cfg_scale": 1.0, "negative_prompt": ""}
+
+
+def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    phase = np.random.default_rng(seed).uniform(0, 6, 4)
+    y, x = np.mgrid[0:height, 0:width]
+    steps = zip((9, 23, 13, 30), (31, 7, 17, 11), phase, strict=True)
+    waves = [127 + 120 * np.sin(x / a + y / b + p) for a, b, p in steps]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8)).convert(mode)
+
+
+RGBA = picture(96, 64, "RGBA")
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "three layers": ("layered", {"layer_input_image": RGBA, "layer_num": 3}),
+    "one layer": ("layered", {"layer_input_image": RGBA, "layer_num": 1, **UNGUIDED}),
+    "many layers on few tokens": (
+        "layered",
+        {"layer_input_image": picture(32, 32, "RGBA"), "layer_num": 6, "height": 32, "width": 32},
+    ),
+    "the layer that is named": ("layered", {"layer_input_image": RGBA, "layer_num": 0}),
+    "the layer under a brush": (
+        "layered",
+        {"layer_input_image": RGBA, "layer_num": 0, "context_image": picture(96, 64, "RGBA", 1), **UNGUIDED},
+    ),
+    "layers with an opaque context": (
+        "layered",
+        {"layer_input_image": RGBA, "layer_num": 2, "context_image": picture(96, 64, "RGB", 1)},
+    ),
+    "context": ("base", {"context_image": picture(96, 64)}),
+    "context of another size": ("base", {"context_image": picture(150, 100), **UNGUIDED}),
+    "context and references": (
+        "edit-2509",
+        {
+            "context_image": picture(96, 64),
+            "edit_image": [picture(64, 64, seed=1), picture(32, 128, seed=2)],
+            "edit_image_auto_resize": False,
+        },
+    ),
+    "context and references at time zero": (
+        "edit-2511",
+        {
+            "context_image": picture(96, 64),
+            "edit_image": [picture(64, 64, seed=1)],
+            "edit_image_auto_resize": False,
+            "zero_cond_t": True,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    models = tmp_path_factory.mktemp("models")
+    return cache(lambda variant: write_tiny_checkpoint(models / variant, variant=variant, seed=2))
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Callable[[str], Path]) -> Callable[[str], QwenImagePipeline]:
+    @cache
+    def make(variant: str) -> QwenImagePipeline:
+        plugins = [qwenimage_layered, qwenimage_in_context_control, qwenimage_edit]
+        pipe = QwenImagePipeline.from_pretrained(
+            str(folder(variant)), torch_dtype=torch.float32, device="cpu", plugins=plugins
+        )
+        pipe.prompts.positions = "flat"  # as the peer under transformers 5
+        return pipe
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def diffsynth(folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    return cache(lambda variant: tanh_gelu(diffsynth_pipeline(folder(variant))))
+
+
+def of_diffsynth(pipe: Any, **fields: Any) -> tuple[list[Image.Image], torch.Tensor]:
+    """Its pictures and final latents, one a layer."""
+    final: list[torch.Tensor] = []
+    decode = pipe.vae.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.vae, "decode", lambda z, **options: final.append(z) or decode(z, **options))
+        images = pipe(**fields)
+    return images if isinstance(images, list) else [images], torch.cat(final)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pictures_and_latents_equal_diffsynth(
+    case: str, ours: Callable[[str], QwenImagePipeline], diffsynth: Callable[[str], Any]
+) -> None:
+    variant, fields = CASES[case]
+    fields = {**SHARED, **fields}
+    images, latents = of_diffsynth(diffsynth(variant), **fields)
+    found = ours(variant)(**fields, output_type="latent").reshape(latents.shape)
+    print(f"{case}: latents differ by {(found - latents).abs().max():.1e} of {latents.abs().max():.1f}")
+    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
+    drawn = ours(variant)(**fields)
+    assert isinstance(drawn, list) is ("layer_num" in fields)
+    for image, peer in zip(drawn if isinstance(drawn, list) else [drawn], images, strict=True):
+        assert_pictures_equal(image, peer)
