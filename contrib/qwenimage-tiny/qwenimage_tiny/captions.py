@@ -1,6 +1,7 @@
 """Says a scene in words, in several ways.
 
-What is left unsaid has a meaning: no size is "medium", no place is the centre. Two things always have their places said.
+What is left unsaid has a meaning: no size is "medium", no place is the centre. Two things always have their
+places said.
 """
 
 from __future__ import annotations

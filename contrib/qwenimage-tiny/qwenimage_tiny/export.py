@@ -101,7 +101,9 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a training folder's parts as one model in hub layout.")
+    parser = argparse.ArgumentParser(
+        description="Write a training folder's parts as one model in hub layout."
+    )
     parser.add_argument("training", type=Path, help="the training folder")
     parser.add_argument("target", type=Path, help="the model's folder")
     arguments = parser.parse_args()

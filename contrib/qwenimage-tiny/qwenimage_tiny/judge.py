@@ -1,7 +1,7 @@
-"""Reads a picture back and says whether it is the scene it should be. No model: colours, components, outlines.
+"""Reads a picture back and says whether it is the scene it should be: colours, components, outlines.
 
-The judge knows the palette and the outlines, not how the picture was made. It wants the right number of things: a missing
-or an additional thing makes the place wrong.
+The judge is no model. It knows the palette and the outlines, not how the picture was made. It wants the right number of
+things: a missing or an additional thing makes the place wrong.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def components(mask: Tensor, min_area: int) -> list[Tensor]:
             break
         labels = spread
     names, areas = labels.unique(return_counts=True)
-    return [labels[0, 0] == name for name, area in zip(names, areas, strict=True) if name > 0 and area >= min_area]
+    return [
+        labels[0, 0] == name for name, area in zip(names, areas, strict=True) if name > 0 and area >= min_area
+    ]
 
 
 def _describe(picture: Tensor, mask: Tensor) -> Found:
@@ -110,7 +112,9 @@ def _shape(mask: Tensor, row: float, column: float) -> str | None:
     area = float(mask.sum())
     overlaps = {}
     for shape in SHAPES:
-        unit = coverage(Thing("", shape, "", "", 0.5, 0.5, 0.2), 128).sum() / (0.2 * 128) ** 2  # area at radius 1
+        unit = (
+            coverage(Thing("", shape, "", "", 0.5, 0.5, 0.2), 128).sum() / (0.2 * 128) ** 2
+        )  # area at radius 1
         radius = (area / float(unit)) ** 0.5 / side
         outline = coverage(Thing("", shape, "", "", row, column, radius), side) > 0.5
         overlaps[shape] = float((outline & mask).sum()) / float((outline | mask).sum())

@@ -1,9 +1,10 @@
 """What the tiny VAE's latents are: per 8 x 8 cell, the mean colour and how it slopes across and down.
 
-Most autoencoders find their latent space by training. Here it is chosen, because a chosen one can be computed in
-microseconds: the transformer learns on it while the VAE is still being trained to translate pictures to it and back.
-Nine of the sixteen channels are used (mean, slope along rows, slope along columns; each for red, green, blue); the
-others are zero. Low frequencies of a picture are easy to diffuse, and slopes say where an edge lies inside a cell.
+Most autoencoders find their latent space by training. Here it is chosen, because a chosen one can be
+computed in microseconds: the transformer learns on it while the VAE is still being trained to translate
+pictures to it and back. Nine of the sixteen channels are used (mean, slope along rows, slope along columns;
+each for red, green, blue); the others are zero. Low frequencies of a picture are easy to diffuse, and
+slopes say where an edge lies inside a cell.
 
 Shape legend: B pictures, S pixels a side, h = S/8 latent pixels a side, Z = 16 channels.
 """
@@ -25,7 +26,7 @@ STD = (0.7656, 0.6302, 0.674) + (0.3,) * 6 + (1.0,) * 7
 
 
 def cells(picture_B3SS: Tensor) -> Tensor:
-    """The latents (B, Z, h, h) of pictures in [-1, 1], not normalised. Channels: means, row slopes, column slopes, 0."""
+    """Latents (B, Z, h, h) of pictures in [-1, 1], not normalised: means, row slopes, column slopes, zeros."""
     batch, colours, height, width = picture_B3SS.shape
     x = picture_B3SS.reshape(batch, colours, height // CELL, CELL, width // CELL, CELL)
     ramp = torch.linspace(-1, 1, CELL) * SLOPE_GAIN
@@ -47,7 +48,7 @@ def denormalise(latents_BZhw: Tensor) -> Tensor:
 
 
 def sketch(latents_BZhw: Tensor) -> Tensor:
-    """Normalised latents to a picture without any decoder: each cell as a tilted plane. For looking during training."""
+    """Normalised latents to a picture without a decoder, each cell a tilted plane: to look at in training."""
     raw = denormalise(latents_BZhw)
     ramp = torch.linspace(-1, 1, CELL)
     slope = 1.0 / (SLOPE_GAIN * float(ramp.square().mean()))

@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are brought to orthogonal form before they are added.
 
-Every direction of a weight matrix then moves by the same amount, which teaches a small transformer in about half the
-samples AdamW needs. For the matrices inside blocks only; everything else is AdamW's. The orthogonal form is approached by
-the quintic Newton-Schulz iteration of Jordan et al. (https://kellerjordan.github.io/posts/muon/).
+Every direction of a weight matrix then moves by the same amount. For the matrices inside blocks only;
+everything else is AdamW's. The orthogonal form is approached by the quintic Newton-Schulz iteration of
+Jordan et al. (https://kellerjordan.github.io/posts/muon/).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """`params` are matrices; those of equal shape are orthogonalised together."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -34,8 +36,10 @@ class Muon(torch.optim.Optimizer):
         directions = []
         for p in params:
             momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            momentum.lerp_(p.grad, 1 - group["momentum"])
-            directions.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov
+            gradient = p.grad
+            assert gradient is not None  # `step` takes only parameters that have one
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            directions.append(gradient.lerp(momentum, group["momentum"]))  # Nesterov
         updates = orthogonal(torch.stack(directions))
         gain = max(1.0, shape[0] / shape[1]) ** 0.5
         for p, update in zip(params, updates, strict=True):

@@ -1,7 +1,9 @@
-"""Training examples by the ten thousand: scenes with their latents and encoded captions, made from a number alone.
+"""Training examples by the ten thousand: scenes with their latents and encoded captions, made from a number
+alone.
 
-The text encoder is frozen and latents are a formula, so both are computed once a pool, not once a step. A pool is passed
-over a few times (with new noise) before the next replaces it. Batches hold captions of one length: no padding, no mask.
+The text encoder is frozen and latents are a formula, so both are computed once a pool, not once a step. A
+pool is passed over a few times (with new noise) before the next replaces it. Batches hold captions of one
+length: no padding, no mask.
 
 Shape legend: B examples, L text tokens, E text width, Z latent channels, N image tokens, C packed channels.
 """
@@ -14,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from qwenimage_core.errors import QwenImageError
 from qwenimage_core.latents import pack
 from qwenimage_core.models.prompt_templates import SUFFIX, T2I
-from torch import Tensor
 
 from . import latents
 from .captions import caption
@@ -32,7 +36,9 @@ class CaptionEncoder:
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
         self.tokenizer = Qwen2Tokenizer.from_pretrained(model_folder / "tokenizer")
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_folder / "text_encoder", dtype=torch.float32)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            model_folder / "text_encoder", dtype=torch.float32
+        )
         self.encode = PrefixedEncoder(model.model.language_model.eval(), self.tokenizer(T2I.prefix).input_ids)
 
     @torch.no_grad()
@@ -68,6 +74,12 @@ class Pool:
         for _, numbers in sorted(by_length.items()):
             rng.shuffle(numbers)
             found += [numbers[at : at + size] for at in range(0, len(numbers) - size + 1, size)]
+        if not found:
+            raise QwenImageError(
+                "A pool is too small: no length of caption fills a batch.",
+                got=f"{len(self.texts)} examples, batches of {size}",
+                expected="some twenty batches or more in a pool",
+            )
         rng.shuffle(found)
         return found
 

@@ -1,7 +1,8 @@
 """The little world the tiny model draws: one or two coloured shapes at a place on a coloured ground.
 
-A scene is what is meant; `captions.py` says it in words, `render.py` draws it, `judge.py` reads it back from a picture.
-Some combinations are held out of training altogether, so that prompt-following can be measured on unseen ones.
+A scene is what is meant; `captions.py` says it in words, `render.py` draws it, `judge.py` reads it back
+from a picture. Some combinations are held out of training altogether, so that prompt-following can be
+measured on unseen ones.
 
 Lengths are fractions of the picture's side, so a scene can be drawn at any size.
 """
@@ -114,7 +115,8 @@ def _sample_any(rng: random.Random, two_things: float) -> Scene:
     while True:
         places = sorted((rng.choice(list(PLACES)) for _ in range(count)), key=PLACES.__getitem__)
         things = tuple(
-            make_thing(rng.choice(colours), rng.choice(SHAPES), rng.choice(list(SIZES)), place, rng) for place in places
+            make_thing(rng.choice(colours), rng.choice(SHAPES), rng.choice(list(SIZES)), place, rng)
+            for place in places
         )
         if count == 1 or _apart(*things):
             return Scene(ground, things)

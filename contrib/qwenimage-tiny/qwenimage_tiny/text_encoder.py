@@ -1,9 +1,9 @@
 """Builds and trains the text encoder: a small Qwen2.5-VL whose last tokens know what the caption says.
 
-It is trained before the transformer and then frozen. The objective: from each of the tokens that end every prompt
-(`<|im_end|>` to the end) a linear head must name the ground and, in reading order, the things with colour, shape, size
-and place; and every token must still tell which word it is. Held-out combinations are never seen. The heads are
-thrown away; the vision tower stays as it was drawn.
+It is trained before the transformer and then frozen. The objective: from each of the tokens that end every
+prompt (`<|im_end|>` to the end) a linear head must name the ground and, in reading order, the things with
+colour, shape, size and place; and every token must still tell which word it is. Held-out combinations are
+never seen. The heads are thrown away; the vision tower stays as it was drawn.
 
 Shape legend: B captions of one length, S tokens of a prompt after the fixed prefix, D width.
 """
@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from qwenimage_core.models.prompt_templates import SUFFIX, T2I
 from torch import Tensor, nn
+
+from qwenimage_core.models.prompt_templates import SUFFIX, T2I
 
 from .captions import caption
 from .scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, sample_scene
@@ -139,7 +140,9 @@ def train(model_folder: Path, steps: int, batch: int = 128, peak_lr: float = 2e-
     tokenizer = Qwen2Tokenizer.from_pretrained(model_folder / "tokenizer")
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
     language_model = model.model.language_model
-    nn.init.normal_(language_model.embed_tokens.weight, std=0.5)  # words weigh as much as what is added to them
+    nn.init.normal_(
+        language_model.embed_tokens.weight, std=0.5
+    )  # words weigh as much as what is added to them
     encoder = PrefixedEncoder(language_model, tokenizer(T2I.prefix).input_ids)
     reader = Reader(len(tokenizer))
     parameters = [*language_model.parameters(), *reader.parameters()]
@@ -155,7 +158,10 @@ def train(model_folder: Path, steps: int, batch: int = 128, peak_lr: float = 2e-
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"text encoder: step {step}, loss {loss.item():.4f}, captions read right {right.item():.3f}", flush=True)
+            print(
+                f"text encoder: step {step}, loss {loss.item():.4f}, captions read right {right.item():.3f}",
+                flush=True,
+            )
     # The language-model head is not used by any pipeline; zeros vanish in a zipped wheel.
     nn.init.zeros_(model.lm_head.weight)
     model.eval().half().save_pretrained(model_folder / "text_encoder")

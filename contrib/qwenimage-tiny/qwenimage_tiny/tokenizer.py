@@ -1,7 +1,7 @@
 """Builds the tokenizer: the Qwen2 form, learnt from captions and the published prompt templates.
 
-Merging goes on until every word of the corpus is one token, so the published templates have the published number of
-tokens: 34 before the user's words in the text-to-image template, 64 in the editing ones.
+Merging goes on until every word of the corpus is one token, so the published templates have the published
+number of tokens: 34 before the user's words in the text-to-image template, 64 in the editing ones.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ MORE_WORDS = (
     "make change move remove add draw put turn replace swap with into to the it its one two shape shapes "
     "bigger smaller other same where is of this that image picture not no"
 )
+# How Qwen2 cuts text before merging: contractions, words, digits one by one, signs, line ends, spaces.
 SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 

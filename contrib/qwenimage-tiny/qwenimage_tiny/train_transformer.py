@@ -1,7 +1,9 @@
-"""Trains the transformer with flow matching on the chosen latents. Run again to go on where it stopped, to the bit.
+"""Trains the transformer with flow matching on the chosen latents. Run again to go on where it stopped, to
+the bit.
 
-x = (1 - s) * latents + s * noise; the network is asked for the velocity, noise - latents, at time 1000 s. The latents'
-unused channels are zero in x and left out of the loss, and the weights that would read or write them stay zero.
+x = (1 - s) * latents + s * noise; the network is asked for the velocity, noise - latents, at time 1000 s.
+The latents' unused channels are zero in x and left out of the loss, and the weights that would read or
+write them stay zero.
 
 Shape legend: B examples, L text tokens, E text width, N image tokens, C packed channels.
 """
@@ -12,20 +14,21 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+
 from qwenimage_core.layout import Grid, Layout, Segment
 from qwenimage_core.models.rope import Rope, rope_tables
 from qwenimage_core.models.transformer import QwenImageTransformer, TransformerConfig
-from torch import Tensor, nn
 
 from . import latents
 from .checkpoint import load_state, save_state
 from .muon import Muon
 from .pool import CaptionEncoder, Pool, make_pool
+from .sheet import loss_curve
 from .text_encoder import WIDTH as TEXT_WIDTH
 
 GRID = Grid(height=8, width=8)
@@ -85,7 +88,7 @@ def positions(text_tokens: int, grid: Grid = GRID) -> Rope:
 
 
 def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """(B,) levels in 0..1, spread evenly over a logit-normal that leans to the noisy side, where shapes are decided."""
+    """(B,) levels in 0..1, spread evenly over a logit-normal that leans to noise, where shapes are decided."""
     even = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return torch.sigmoid(0.4 + 1.2 * torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)))
 
@@ -93,7 +96,7 @@ def noise_levels(count: int, generator: torch.Generator) -> Tensor:
 class TransformerTraining:
     """Everything that changes from step to step, and how to leave and take it up."""
 
-    def __init__(self, folder: Path, settings: Settings, compiled: bool = False) -> None:
+    def __init__(self, folder: Path, settings: Settings) -> None:
         self.path = folder / "transformer_state.pt"
         self.settings, self.step = settings, 0
         self.model = build_transformer()
@@ -107,9 +110,6 @@ class TransformerTraining:
         self.base_lrs = [settings.muon_lr, settings.adam_lr]
         self.data = Examples(CaptionEncoder(folder / "model"), settings)
         self._load()
-        if compiled:
-            for block in self.model.transformer_blocks:
-                block.compile(dynamic=True)
 
     def _load(self) -> None:
         state = load_state(self.path)
@@ -239,26 +239,27 @@ class Log:
         self._clear()
 
 
-def run(training: TransformerTraining, log: Log, save_every: int = 250, each: Callable[[], None] | None = None) -> None:
+def run(training: TransformerTraining, log: Log, save_every: int = 100, log_every: int = 50) -> None:
+    """Train to the end of the settings; the state and the loss curve are written every `save_every` steps."""
     while training.step < training.settings.steps:
         log.add(*training.train_step())
-        if training.step % 50 == 0:
+        if training.step % log_every == 0:
             log.write(training.step)
         if training.step % save_every == 0 or training.step == training.settings.steps:
             training.save()
-        if each:
-            each()
+            loss_curve(log.path, log.path.with_name("transformer_loss.png"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the transformer; run again to go on.")
-    parser.add_argument("folder", type=Path, help="the training folder, with the text encoder in its model/ folder")
+    parser.add_argument(
+        "folder", type=Path, help="the training folder, with the text encoder in its model/ folder"
+    )
     parser.add_argument("--steps", type=int, required=True, help="in all, those already done included")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks (needs a C++ compiler)")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    training = TransformerTraining(arguments.folder, Settings(steps=arguments.steps), arguments.compile)
+    training = TransformerTraining(arguments.folder, Settings(steps=arguments.steps))
     run(training, Log(arguments.folder / "transformer_log.jsonl"))
 
 

@@ -1,9 +1,10 @@
 """Trains the VAE to translate between pictures and the chosen latents of `latents.py`.
 
-The encoder learns to compute them, the decoder to draw the picture from them: two regressions, no adversary, no KL term
-(the posterior's log-variance is a constant). The decoder sees latents with noise, so that it draws clean edges from what
-a transformer makes; half of them come from the encoder itself. Textures and gradients are mixed in for ordinary pictures.
-Data depend on the step alone, so an interrupted training goes on as if it had not been.
+The encoder learns to compute them, the decoder to draw the picture from them: two regressions, no
+adversary, no KL term (the posterior's log-variance is a constant). The decoder sees latents with noise, so
+that it draws clean edges from what a transformer makes; half of them come from the encoder itself. Textures
+and gradients are mixed in for ordinary pictures. Data depend on the step alone, so an interrupted training
+goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from qwenimage_core.models.vae import QwenImageVAE, VAEConfig, to_published
 from torch import Tensor, nn
+
+from qwenimage_core.models.vae import QwenImageVAE, VAEConfig, to_published
 
 from . import latents
 from .checkpoint import load_state, save_state
@@ -42,20 +44,19 @@ def build_vae() -> QwenImageVAE:
     """The VAE before training: constant log-variance, unused latents cut off on both sides."""
     torch.manual_seed(0)
     vae = QwenImageVAE(CONFIG)
-    used = latents.ACTIVE
-    with torch.no_grad():
-        vae.quant_conv.weight[used:] = 0
-        vae.quant_conv.bias[used:] = 0
-        vae.quant_conv.bias[latents.CHANNELS :] = LOGVAR
-        vae.post_quant_conv.weight[:, used:] = 0
+    weights, used = vae.state_dict(), latents.ACTIVE  # the state dict shares memory with the parameters
+    weights["quant_conv.weight"][used:] = 0
+    weights["quant_conv.bias"][used:] = 0
+    weights["quant_conv.bias"][latents.CHANNELS :] = LOGVAR
+    weights["post_quant_conv.weight"][:, used:] = 0
     return vae
 
 
 def batch_of(step: int, size: int, crop: int) -> Tensor:
-    """The pictures (B, 3, crop, crop) of one step, in [-1, 1]: crops of scenes, a fifth of them recoloured textures."""
+    """The pictures (B, 3, crop, crop) of one step, in [-1, 1]: crops of scenes, a fifth with textures."""
     rng = random.Random(f"vae-{step}")
     generator = torch.Generator().manual_seed(step)
-    pictures = []
+    pictures: list[Tensor] = []
     while len(pictures) < size:
         picture = render(sample_scene(rng))
         if rng.random() < 0.2:
@@ -81,7 +82,7 @@ class VAETraining:
     def __init__(self, folder: Path, steps: int, lr: float = 2e-3) -> None:
         self.path = folder / "vae_state.pt"
         self.steps, self.lr, self.step = steps, lr, 0
-        self.vae = build_vae().to(memory_format=torch.channels_last)
+        self.vae = build_vae().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=lr, betas=(0.9, 0.99))
         state = load_state(self.path)
         if state:
@@ -145,7 +146,9 @@ def export(vae: QwenImageVAE, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.half().contiguous() for name, value in to_published(vae.state_dict(), vae.config).items()}
+    tensors = {
+        name: value.half().contiguous() for name, value in to_published(vae.state_dict(), vae.config).items()
+    }
     save_file(tensors, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(vae.config.to_dict(), indent=2) + "\n")
 
