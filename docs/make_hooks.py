@@ -32,8 +32,18 @@ def reference() -> str:
     conditioning = [f for f in found if f.__name__ in hooks.CONDITIONING_HOOKS]
     supporting = [f for f in found if f not in conditioning]
     parts = [HEAD.format(intro=_doc(hooks).split("\n\n", 1)[1], version=".".join(map(str, hooks.HOOK_API)))]
-    parts += ["## Conditioning hooks", *map(_hook, conditioning), "## Supporting hooks", *map(_hook, supporting)]
-    parts += ["## What hooks receive", _value(context.Context), "## What hooks give", *map(_value, _returned())]
+    parts += [
+        "## Conditioning hooks",
+        *map(_hook, conditioning),
+        "## Supporting hooks",
+        *map(_hook, supporting),
+    ]
+    parts += [
+        "## What hooks receive",
+        _value(context.Context),
+        "## What hooks give",
+        *map(_value, _returned()),
+    ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -89,10 +89,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "HOOK_API",
-    "AdapterError",
     "Adapter",
+    "AdapterError",
     "Apart",
     "AttentionRules",
+    "ComponentSpec",
     "Condition",
     "ConflictError",
     "Context",
@@ -105,7 +106,6 @@ __all__ = [
     "Layout",
     "LoadError",
     "ModelConfig",
-    "ComponentSpec",
     "Picture",
     "Plan",
     "PluginError",

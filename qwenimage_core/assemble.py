@@ -89,7 +89,10 @@ def _accelerator() -> torch.device:
 def _specs(registry: PluginRegistry) -> tuple[ComponentSpec, ...]:
     """The core's components and those of every plugin that can be loaded."""
     registry.load_all()
-    return (*CORE_COMPONENTS, *(spec for plugin in registry.loaded for spec in plugin.call("components") or ()))
+    return (
+        *CORE_COMPONENTS,
+        *(spec for plugin in registry.loaded for spec in plugin.call("components") or ()),
+    )
 
 
 def _prompt_encoder(bundle: Bundle, text_encoder: Component) -> PromptEncoder:

@@ -80,8 +80,8 @@ def _classes(rules: Sequence[Apart | Within], layout: Layout) -> tuple[torch.Ten
     segment_S = torch.empty(layout.tokens, dtype=torch.long)
     for i, segment in enumerate(layout.segments):
         segment_S[layout.joint_slice(segment.name)] = i
-    for column, rule in enumerate(withins):
-        marks_SR[layout.joint_slice(rule.image), column] = _spatial_map(rule, layout)
+    for column, within in enumerate(withins):
+        marks_SR[layout.joint_slice(within.image), column] = _spatial_map(within, layout)
     keys_KR, classes_S = torch.unique(
         torch.cat([segment_S[:, None], marks_SR.long()], dim=1), dim=0, return_inverse=True
     )
@@ -89,7 +89,7 @@ def _classes(rules: Sequence[Apart | Within], layout: Layout) -> tuple[torch.Ten
     allowed_KK = torch.ones(len(names), len(names), dtype=torch.bool)
     for rule in rules:
         if isinstance(rule, Apart):
-            _known(rule.a, layout), _known(rule.b, layout)
+            _check_known((rule.a, rule.b), layout)
             hide = _is(names, rule.a)[:, None] & _is(names, rule.b)[None, :]
         else:
             off_K = keys_KR[:, 1 + withins.index(rule)] == 0
@@ -102,17 +102,17 @@ def _is(names: Sequence[str], name: str) -> torch.Tensor:
     return torch.tensor([n == name for n in names])
 
 
-def _known(name: str, layout: Layout) -> None:
-    if name not in layout:
+def _check_known(names: Sequence[str], layout: Layout) -> None:
+    if strangers := [name for name in names if name not in layout]:
         raise RequestError(
             "An attention rule speaks of a segment that is not there.",
-            got=name,
+            got=strangers[0],
             expected=[s.name for s in layout.segments],
         )
 
 
 def _spatial_map(rule: Within, layout: Layout) -> torch.Tensor:
-    _known(rule.text, layout), _known(rule.image, layout)
+    _check_known((rule.text, rule.image), layout)
     grid = layout[rule.image].grid
     if grid is None or tuple(rule.where.shape) != (grid.height, grid.width) or rule.where.dtype != torch.bool:
         raise RequestError(

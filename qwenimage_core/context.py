@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.errors import RequestError
@@ -35,7 +35,7 @@ class Context:
     encoders: Encoders
     components: Mapping[str, Sequence[Component]]
     branch: BranchName | None = None
-    options: TransformerOptions = TransformerOptions()
+    options: TransformerOptions = field(default_factory=TransformerOptions)
     sigmas: tuple[float, ...] = ()
 
     @property

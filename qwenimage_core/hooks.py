@@ -15,12 +15,12 @@ import pluggy
 if TYPE_CHECKING:
     import typer
     from pydantic import BaseModel
+    from torch import Tensor
 
     from qwenimage_core.context import Context
     from qwenimage_core.layout import Layout
     from qwenimage_core.loading.recognise import ComponentSpec
     from qwenimage_core.values import AttentionRules, Condition, ImageSegment, Recipe, Residual
-    from torch import Tensor
 
 HOOK_API = (1, 0)
 PROJECT = "qwenimage"

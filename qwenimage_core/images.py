@@ -50,7 +50,7 @@ def is_transparent(picture: Image.Image) -> bool:
     """Whether any pixel lets the background through. An alpha channel that is full everywhere does not count."""
     if not picture.has_transparency_data:
         return False
-    return picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return min(picture.convert("RGBA").getchannel("A").tobytes()) < 255
 
 
 def to_tensor(picture: Image.Image, channels: int = 3) -> torch.Tensor:

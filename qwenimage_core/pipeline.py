@@ -1,6 +1,6 @@
 """The pipeline: components, plugins and adapters, and the way from a request to pictures.
 
-    request -> plan -> encode -> denoise -> finish
+request -> plan -> encode -> denoise -> finish
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ class QwenImagePipeline:
         seeds = range(first, first + request.num_images_per_prompt)
         tile = (request.tile_size, request.tile_stride) if request.tiled else None
         encoders = Encoders(self.prompts, self.components, self.backbone, tile=tile)
-        return [make_plan(self._context(request, text, encoders), active, seeds) for text in request.prompts]
+        ctx = Context(
+            request=request, prompt="", backbone=self.backbone, encoders=encoders, components=self.components
+        )
+        return [make_plan(replace(ctx, prompt=prompt), active, seeds) for prompt in request.prompts]
 
     def explain(self, prompt: str | list[str] | None = None, **fields: Any) -> Explanation:
         """What this request would do, in words; loads and runs no model."""
@@ -149,10 +152,9 @@ class QwenImagePipeline:
                 plan.sigmas,
                 blend=inputs.blend,
                 progress=_progress(plan),
-                after_step=self._reporter(plan),
+                after_step=_reporter(plan),
             )
-        ctx = self._context(plan.request, plan.prompt, None)
-        return finish(x_BNC, plan, ctx, self.components)
+        return finish(x_BNC, plan)
 
     # --- adapters -------------------------------------------------------------------------------------------------
 
@@ -176,7 +178,8 @@ class QwenImagePipeline:
         name = Path(path).stem if name is None else name
         if name in self._loras:
             raise AdapterError(
-                f"A LoRA named {name!r} is loaded already.", mend="clear it first, or give this one another name"
+                f"A LoRA named {name!r} is loaded already.",
+                mend="clear it first, or give this one another name",
             )
         adapter = Adapter(name=name, weights=path, strength=strength, component=component, mode=mode)
         self._loras[name] = attach(self._module(component), adapter)
@@ -185,7 +188,9 @@ class QwenImagePipeline:
     def clear_lora(self, name: str | None = None) -> None:
         """Detach one LoRA, or all of them; the weights are bit for bit what they were."""
         if name is not None and name not in self._loras:
-            raise AdapterError(f"There is no LoRA {name!r}.", expected=sorted(self._loras) or "none is loaded")
+            raise AdapterError(
+                f"There is no LoRA {name!r}.", expected=sorted(self._loras) or "none is loaded"
+            )
         for each in [name] if name is not None else list(self._loras):
             self._loras.pop(each).detach()
 
@@ -207,22 +212,17 @@ class QwenImagePipeline:
             raise AdapterError(f"There is no component {component!r} here.", expected=sorted(self.components))
         return self.components[component][0].module
 
-    def _context(self, request: Any, prompt: str, encoders: Encoders | None) -> Context:
-        return Context(
-            request=request, prompt=prompt, backbone=self.backbone, encoders=encoders, components=self.components
-        )
 
-    def _reporter(self, plan: Plan) -> Callable[[int, torch.Tensor, torch.Tensor], None] | None:
-        callback = plan.request.step_callback
-        if callback is None:
-            return None
+def _reporter(plan: Plan) -> Callable[[int, torch.Tensor, torch.Tensor], None] | None:
+    callback = plan.request.step_callback
+    if callback is None:
+        return None
 
-        def report(step: int, x_BNC: torch.Tensor, picture_BNC: torch.Tensor) -> None:
-            preview = partial(pictures, picture_BNC, plan, ctx, self.components)
-            callback(StepReport(step, plan.steps, plan.sigmas[step + 1], x_BNC, picture_BNC, preview))
+    def report(step: int, x_BNC: torch.Tensor, picture_BNC: torch.Tensor) -> None:
+        preview = partial(pictures, picture_BNC, plan)
+        callback(StepReport(step, plan.steps, plan.sigmas[step + 1], x_BNC, picture_BNC, preview))
 
-        ctx = self._context(plan.request, plan.prompt, None)
-        return report
+    return report
 
 
 def _progress(plan: Plan) -> Callable[[Any], Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwenimage_core.adapters.lora import Adapter
+    from qwenimage_core.context import Context
     from qwenimage_core.layout import Grid, Layout
     from qwenimage_core.models.backbone import BackboneDescription
     from qwenimage_core.registry import LoadedPlugin
@@ -53,6 +54,7 @@ class Plan:
     appended image tokens in layout order; `start` are the tokens of `input_image`.
     """
 
+    ctx: Context
     request: Any
     prompt: str
     seeds: tuple[int, ...]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from qwenimage_core import schedule
@@ -46,6 +47,7 @@ def make_plan(ctx: Context, plugins: Sequence[LoadedPlugin], seeds: Sequence[int
     for name in ("positive", "negative") if ctx.guided else ("positive",):
         branches[name] = _branch(replace(ctx, branch=name), name, given, appended, grid, plugins)
     return Plan(
+        ctx=ctx,
         request=request,
         prompt=ctx.prompt,
         seeds=tuple(seeds),
@@ -76,9 +78,10 @@ class Given:
             tuple((p, c) for p in plugins if (c := _typed(p, "condition", Condition, ctx=ctx)) is not None)
         )
 
-    def only(self, part: str, of: Callable[[Condition], Any] | None = None) -> Any:
-        """The one value of a part that replaces; ConflictError if two plugins give it."""
-        values = [(p, v) for p, c in self.conditions if (v := of(c) if of else getattr(c, part)) is not None]
+    def only(self, part: str, of: Callable[[Condition], Any] = lambda condition: condition) -> Any:
+        """The one value of a part (of something in the condition) that replaces; ConflictError if two plugins give
+        it."""
+        values = [(p, v) for p, c in self.conditions if (v := getattr(of(c), part, None)) is not None]
         if len(values) > 1:
             (first, _), (second, _) = values[:2]
             raise ConflictError(
@@ -92,8 +95,9 @@ class Given:
     def options(self) -> TransformerOptions:
         """Each option on its own: two plugins may set different ones."""
         names = [f.name for f in fields(TransformerOptions)]
-        chosen = {n: self.only(n, lambda c, n=n: getattr(c.options, n) if c.options else None) for n in names}
-        return TransformerOptions(**chosen)
+        return TransformerOptions(
+            **{name: self.only(name, lambda condition: condition.options) for name in names}
+        )
 
 
 def _typed(plugin: LoadedPlugin, hook: str, kind: type[Any], **arguments: Any) -> Any:
@@ -142,7 +146,7 @@ def _sigmas(ctx: Context, replacement: Any, grid: Grid) -> tuple[float, ...]:
         strength=request.denoising_strength,
         mu=request.exponential_shift_mu,
     )
-    falling = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    falling = all(a > b for a, b in pairwise(sigmas))
     if len(sigmas) < 2 or not falling or not 0 < sigmas[0] <= 1 or sigmas[-1] != 0:
         raise RequestError(
             "The schedule is not one that can be walked.",
@@ -272,7 +276,9 @@ def _contributions(
     for branch in branches:
         for plugin in dict.fromkeys(p for p, _ in branch.rules):
             count = sum(p is plugin for p, _ in branch.rules)
-            yield Contribution(plugin=plugin.name, hook="attention_mask", what=f"{count} rules ({branch.name})")
+            yield Contribution(
+                plugin=plugin.name, hook="attention_mask", what=f"{count} rules ({branch.name})"
+            )
         for plugin, residual in branch.residuals:
             yield Contribution(
                 plugin=plugin.name,

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from qwenimage_core.images import open_picture
 
@@ -105,7 +113,8 @@ class CoreRequest(FieldsModel):
             raise ValueError(f"{' and '.join(sorted(tiles))} do nothing without tiled=True")
         if self.tile_stride > self.tile_size:
             raise ValueError(
-                f"tile_stride {self.tile_stride} is above tile_size {self.tile_size} and would leave gaps: use at most the size"
+                f"tile_stride {self.tile_stride} is above tile_size {self.tile_size} and would leave gaps: "
+                "use at most the size"
             )
         if self.cfg_scale == 1 and ("negative_prompt" in given and self.negative_prompt):
             raise ValueError("negative_prompt does nothing at cfg_scale 1: raise cfg_scale or leave it out")

@@ -146,10 +146,8 @@ class AttentionRules:
     rules: tuple[Apart | Within, ...]
 
 
-class Delta(Protocol):
-    """Residual of one block at one step: tokens_BND of the segment, and the computed `inputs` -> delta_BND."""
-
-    def __call__(self, block: int, step: int, tokens: Tensor, *inputs: Tensor) -> Tensor: ...
+Delta = Callable[..., "Tensor"]
+"""(block, step, tokens_BND of the segment, *computed inputs) -> delta_BND"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +155,8 @@ class Residual:
     """Something added to the tokens of `segment` after a block.
 
     All residuals of a block see the same tokens and their deltas add up, so their order does not matter.
-    `blocks` and `steps` None mean all of them. `inputs` are computed once before the loop and handed to `delta`.
+    `delta(block, step, tokens_BND, *inputs)` gives it, in the shape of the tokens. `blocks` and `steps` None mean all
+    of them. `inputs` are computed once before the loop and handed to `delta`.
     """
 
     name: str

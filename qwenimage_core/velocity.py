@@ -41,7 +41,9 @@ def bind(transformer: QwenImageTransformer, plan: Plan, inputs: Inputs) -> Veloc
     return velocity
 
 
-def modulation_table(transformer: QwenImageTransformer, plan: Plan, sigmas: Sequence[float]) -> StepModulation:
+def modulation_table(
+    transformer: QwenImageTransformer, plan: Plan, sigmas: Sequence[float]
+) -> StepModulation:
     """Modulation at each noise level; a time-zero row where a branch has tokens that need it."""
     addition_t = plan.options.addition_t
     if addition_t is None and transformer.config.use_additional_t_cond:

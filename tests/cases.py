@@ -10,7 +10,13 @@ from PIL import Image
 SEED_OF_WEIGHTS = 3
 WIDTH, HEIGHT = 96, 128
 PROMPT = "a red circle on a blue background, 一个红色的圆"
-SHARED: dict[str, Any] = {"prompt": PROMPT, "seed": 11, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 4}
+SHARED: dict[str, Any] = {
+    "prompt": PROMPT,
+    "seed": 11,
+    "height": HEIGHT,
+    "width": WIDTH,
+    "num_inference_steps": 4,
+}
 
 
 def picture() -> Image.Image:

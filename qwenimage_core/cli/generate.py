@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenimage_core.cli.options import FieldOption, field_options, with_fields
-from qwenimage_core.cli.output import save, targets
+from qwenimage_core.cli.output import Targets, save
 from qwenimage_core.cli.session import (
     Device,
     Dtype,
@@ -76,12 +76,15 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         request = _request(text, fields, registry)
         session = open_session(model, registry, dtype=dtype, device=device, loras=parse_loras(lora))
         plans = session.pipe.plans(**request, progress_bar_cmd=progress)
-        seeds = [seed for plan in plans for seed in plan.seeds for _ in range(plan.target.frames)]
-        paths = targets(output, seeds, kind=plans[0].request.output_type, overwrite=overwrite)
+        kind = plans[0].request.output_type
+        seeds = [
+            s for plan in plans for s in plan.seeds for _ in range(plan.target.frames if kind == "pil" else 1)
+        ]
+        targets = Targets.of(output, seeds, kind=kind, overwrite=overwrite)
         written: list[dict[str, Any]] = []
         for plan in plans:
             for seed, number, image in _draw(session, plan):
-                path = paths[len(written)]
+                path = targets.path(len(written) + 1, seed)
                 save(image, path, session.describe(plan, seed, number), overwrite=overwrite)
                 written.append({"path": str(path), "seed": seed, "prompt": plan.prompt})
                 if not as_json:

@@ -1,16 +1,17 @@
 """Where pictures are written, and writing them. Nothing is ever replaced unless --overwrite says so.
 
 With `--output NAME` one picture gets that name; several get `-1`, `-2`, ... before the suffix, unless the name holds
-{n} or {seed}. Without it, names count up from the first free `qwenimage-0001.png` in this folder.
+{n} or {seed}. Without it, each takes the next free `qwenimage-0001.png` in this folder.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from qwenimage_core.errors import QwenImageError, RequestError
 from qwenimage_core.metadata import KINDS, PictureMetadata, check_target, save_picture
@@ -18,34 +19,50 @@ from qwenimage_core.metadata import KINDS, PictureMetadata, check_target, save_p
 TENSORS = ".safetensors"
 
 
-def targets(output: Path | None, seeds: Sequence[int], *, kind: str, overwrite: bool) -> list[Path]:
-    """One path for each entry of `seeds`; every one can be written. `kind` is the request's output_type."""
-    suffix = ".png" if kind == "pil" else TENSORS
-    if output is None:
-        first = next(n for n in count(1) if not _taken(n, len(seeds), suffix))
-        return [Path(f"qwenimage-{first + i:04}{suffix}") for i in range(len(seeds))]
-    name = output.name
-    if len(seeds) > 1 and "{n}" not in name and "{seed}" not in name:
-        name = f"{output.stem}-{{n}}{output.suffix}"
-    names = [name.replace("{n}", str(i)).replace("{seed}", str(seed)) for i, seed in enumerate(seeds, 1)]
-    if len(set(names)) < len(names):
-        raise RequestError(
-            "--output gives several pictures one name.", got=output, mend="put {n} into the name"
-        )
-    paths = [output.with_name(n) for n in names]
-    for path in paths:
-        if (path.suffix.lower() == TENSORS) != (kind != "pil"):
+@dataclass(frozen=True)
+class Targets:
+    """Where each picture goes. `kind` is the request's output_type, `several` whether pictures are numbered."""
+
+    output: Path | None
+    kind: str
+    several: bool
+    overwrite: bool
+
+    @classmethod
+    def of(cls, output: Path | None, seeds: Sequence[int], *, kind: str, overwrite: bool) -> Self:
+        """Targets for pictures of these seeds, after checking that every one of them can be written."""
+        targets = cls(output, kind, len(seeds) > 1, overwrite)
+        if output is None:
+            return targets
+        paths = [targets.path(number, seed) for number, seed in enumerate(seeds, 1)]
+        if len(set(paths)) < len(paths):
+            raise RequestError(
+                "--output gives several pictures one name.", got=output, mend="put {n} into the name"
+            )
+        for path in paths:
+            targets._check(path)
+        return targets
+
+    def path(self, number: int, seed: int) -> Path:
+        """The file for the `number`-th picture of this call, from 1."""
+        if self.output is None:
+            names = (Path(f"qwenimage-{n:04}{'.png' if self.kind == 'pil' else TENSORS}") for n in count(1))
+            return next(name for name in names if not name.exists())
+        name = self.output.name
+        numbered = self.several or number > 1  # a plugin may decode more pictures than frames
+        if numbered and "{n}" not in name and "{seed}" not in name:
+            name = f"{self.output.stem}-{{n}}{self.output.suffix}"
+        return self.output.with_name(name.replace("{n}", str(number)).replace("{seed}", str(seed)))
+
+    def _check(self, path: Path) -> None:
+        if (path.suffix.lower() == TENSORS) != (self.kind != "pil"):
             raise RequestError(
                 "--output does not suit --output-type.",
-                got=f"{path.name} for {kind}",
+                got=f"{path.name} for {self.kind}",
                 expected=f"a picture's suffix for pil, {TENSORS} for tensor and latent",
             )
-        check_target(path, overwrite=overwrite, suffixes=KINDS if kind == "pil" else (TENSORS,))
-    return paths
-
-
-def _taken(first: int, number: int, suffix: str) -> bool:
-    return any(Path(f"qwenimage-{first + i:04}{suffix}").exists() for i in range(number))
+        suffixes = KINDS if self.kind == "pil" else (TENSORS,)
+        check_target(path, overwrite=self.overwrite, suffixes=suffixes)
 
 
 def save(image: Any, path: Path, metadata: PictureMetadata, *, overwrite: bool) -> Path:

@@ -8,7 +8,8 @@ patch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,7 +73,8 @@ class TextEncoder(nn.Module):
                 got=f"model_type = {config.get('model_type')}",
                 expected="qwen2_5_vl",
             )
-        self.config = Qwen2_5_VLConfig(**_copied(config))
+        with _quiet():
+            self.config = Qwen2_5_VLConfig(**_copied(config))
         rope = self.config.text_config.rope_parameters
         if rope["rope_type"] != "default":
             raise LoadError(
@@ -192,6 +194,20 @@ class PromptEncoder:
                 got=f"picture marker is token {self.tokenizer.image_id}",
                 expected=f"{encoder.config.image_token_id}, the image_token_id of text_encoder/config.json",
             )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The published config.json spells the rotary sections as transformers 4 did; version 5 reads them right and
+    prints two lines about it at every load."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _copied(config: Mapping[str, Any]) -> dict[str, Any]:

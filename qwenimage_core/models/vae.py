@@ -1,11 +1,12 @@
 """The family's picture autoencoder (published as `AutoencoderKLQwenImage`), in its exact two-dimensional form.
 
-The published model is a causal video autoencoder: each 3-D convolution pads time with zeros *in front only*. A picture is
-one frame, so every temporal slice of a kernel but the last one multiplies zeros. This module therefore holds the last
-slice only and runs 2-D convolutions; the result is the same to rounding, at less than half the time. `published_shapes`,
-`from_published` and `to_published` translate between this form and the 5-D tensors of the files.
+The published model is a causal video autoencoder: each 3-D convolution pads time with zeros *in front only*. A
+picture is one frame, so every temporal slice of a kernel but the last one multiplies zeros. This module therefore holds
+the last slice only and runs 2-D convolutions; the result is the same to rounding, at less than half the time.
+`published_shapes`, `from_published` and `to_published` translate between this form and the 5-D tensors of the files.
 
-Shapes: B pictures, C colour channels (3, or 4 with alpha), H x W pixels, Z latent channels, h x w = H/8 x W/8 latent pixels.
+Shapes: B pictures, C colour channels (3, or 4 with alpha), H x W pixels, Z latent channels, h x w = H/8 x W/8 latent
+pixels.
 Inside a stage: F feature maps, x_BFHW.
 """
 
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import LoadError
+from qwenimage_core.errors import LoadError
 
 PUBLISHED_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -84,9 +86,8 @@ class VAEConfig:
                 expected=", ".join(cls.__dataclass_fields__),
                 mend="check that the file is the config.json of an AutoencoderKLQwenImage",
             )
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-        )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` of this VAE, readable by the published class."""
@@ -143,7 +144,8 @@ class VAEConfig:
 
 
 class ChannelNorm(nn.Module):
-    """x / |x| * sqrt(F) * gamma, with |x| over the feature maps of one pixel; in float32 for half types, as published."""
+    """x / |x| * sqrt(F) * gamma, with |x| over the feature maps of one pixel; in float32 for half types as
+    published."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -238,7 +240,7 @@ class Encoder(nn.Module):
         widths = [config.base_dim * mult for mult in (1, *config.dim_mult)]
         self.conv_in = nn.Conv2d(config.input_channels, widths[0], 3, padding=1)
         layers: list[nn.Module] = []
-        for stage, (in_dim, out_dim) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for stage, (in_dim, out_dim) in enumerate(pairwise(widths)):
             layers += [ResBlock(out_dim if i else in_dim, out_dim) for i in range(config.num_res_blocks)]
             if stage < len(config.dim_mult) - 1:
                 layers.append(Downsample(out_dim))
@@ -261,7 +263,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.z_dim, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0])
         self.up_blocks = nn.ModuleList()
-        for stage, (in_dim, out_dim) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for stage, (in_dim, out_dim) in enumerate(pairwise(widths)):
             entering = in_dim // 2 if stage else in_dim  # each upsampler halves the feature maps
             last = stage == len(config.dim_mult) - 1
             self.up_blocks.append(UpBlock(entering, out_dim, config.num_res_blocks + 1, upsample=not last))
@@ -293,7 +295,8 @@ class QwenImageVAE(nn.Module):
         return mean_BZhw, logvar_BZhw.clamp(-30.0, 20.0)
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
-        """Pictures in [-1, 1] to normalised latents: the posterior's mean, shifted and scaled by the config's statistics."""
+        """Pictures in [-1, 1] to normalised latents: the posterior's mean, shifted and scaled by the
+        config's statistics."""
         mean, std = self._statistics(x_BCHW)
         return (self.posterior(x_BCHW)[0] - mean) / std
 

@@ -33,7 +33,9 @@ def _tiled(
     run: Callable[[Tensor], Tensor], x_BCHW: Tensor, size: int, stride: int, *, scale_in: int, scale_out: int
 ) -> Tensor:
     if not 0 < stride <= size:
-        raise RequestError("Tiles would leave gaps.", got=f"size {size}, stride {stride}", expected="0 < stride <= size")
+        raise RequestError(
+            "Tiles would leave gaps.", got=f"size {size}, stride {stride}", expected="0 < stride <= size"
+        )
     height, width = (side // scale_in for side in x_BCHW.shape[-2:])
     border = (size - stride) * scale_out
     total, weight = None, torch.zeros(height * scale_out, width * scale_out, device=x_BCHW.device)

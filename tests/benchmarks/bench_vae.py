@@ -33,10 +33,15 @@ def models() -> tuple[QwenImageVAE, AutoencoderKLQwenImage, DiffSynthVAE]:
 
 def measure(what: str, mine: Callable[[], Tensor], peers: dict[str, Callable[[], Tensor]]) -> bool:
     """Against the faster of the peers."""
-    found = {name: compare(mine, theirs, rounds=ROUNDS, warm_up=0, clock=time.process_time) for name, theirs in peers.items()}
+    found = {
+        name: compare(mine, theirs, rounds=ROUNDS, warm_up=0, clock=time.process_time)
+        for name, theirs in peers.items()
+    }
     name = min(found, key=lambda n: found[n].theirs)
     best = found[name]
-    return report(f"VAE {what} over {name}", best.ratio, TARGET, f"{best.ours:.2f} s over {best.theirs:.2f} s")
+    return report(
+        f"VAE {what} over {name}", best.ratio, TARGET, f"{best.ours:.2f} s over {best.theirs:.2f} s"
+    )
 
 
 @torch.no_grad()
@@ -45,7 +50,10 @@ def main() -> None:
     mine, diffusers, diffsynth = models()
     x = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
     z = torch.randn(1, 16, SIDE // 8, SIDE // 8)
-    mean, std = (s.view(1, -1, 1, 1) for s in (torch.tensor(mine.config.latents_mean), torch.tensor(mine.config.latents_std)))
+    mean, std = (
+        s.view(1, -1, 1, 1)
+        for s in (torch.tensor(mine.config.latents_mean), torch.tensor(mine.config.latents_std))
+    )
     encode = {
         "diffusers": lambda: diffusers.encode(x[:, :, None]).latent_dist.mode()[:, :, 0],
         "DiffSynth-Studio": lambda: diffsynth.encode(x) * std + mean,
@@ -58,7 +66,9 @@ def main() -> None:
         torch.testing.assert_close(mine.encode(x) * std + mean, theirs(), atol=1e-4, rtol=0)
     for theirs in decode.values():
         torch.testing.assert_close(mine.decode(z).clamp(-1, 1), theirs(), atol=1e-4, rtol=0)
-    finish(measure("encode", lambda: mine.encode(x), encode), measure("decode", lambda: mine.decode(z), decode))
+    finish(
+        measure("encode", lambda: mine.encode(x), encode), measure("decode", lambda: mine.decode(z), decode)
+    )
 
 
 if __name__ == "__main__":

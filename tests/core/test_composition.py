@@ -74,7 +74,13 @@ def test_all_four_at_once_are_planned_in_the_order_of_the_design(
 ) -> None:
     pipe = make_pipe(*(plugin() for plugin in PLUGINS.values()))
     plan = pipe.plan("a red circle", **small, **{k: v for f in fields.values() for k, v in f.items()})
-    assert [s.name for s in plan.positive.layout.segments] == ["voice/0", "voice/1", "prompt", "noise", "memo"]
+    assert [s.name for s in plan.positive.layout.segments] == [
+        "voice/0",
+        "voice/1",
+        "prompt",
+        "noise",
+        "memo",
+    ]
     assert plan.negative is not None
     assert [s.name for s in plan.negative.layout.segments] == ["prompt", "noise", "memo"]
     assert {(c.plugin, c.hook) for c in plan.contributions} >= {
@@ -114,7 +120,9 @@ class Slow:
 
     @hookimpl
     def condition(self) -> Condition:
-        return Condition(schedule=lambda steps, tokens, strength, mu: [1 - i / steps for i in range(steps)] + [0.0])
+        return Condition(
+            schedule=lambda steps, tokens, strength, mu: [1 - i / steps for i in range(steps)] + [0.0]
+        )
 
 
 def test_two_replacements_are_an_error_that_names_both(make_pipe: MakePipe, small: dict[str, Any]) -> None:

@@ -76,7 +76,9 @@ def test_neighbours_at_time_zero_are_one_run() -> None:
     zero = {"timestep": "zero"}
     layout = Layout((text(1), image("noise", 2, 2), image("a", 2, 2, **zero), image("b", 2, 3, **zero)))
     assert layout.zero_slices == (slice(4, 14),)
-    apart = Layout((text(1), image("noise", 2, 2), image("a", 2, 2, **zero), image("n", 2, 2), image("b", 2, 3, **zero)))
+    apart = Layout(
+        (text(1), image("noise", 2, 2), image("a", 2, 2, **zero), image("n", 2, 2), image("b", 2, 3, **zero))
+    )
     assert apart.zero_slices == (slice(4, 8), slice(12, 18))
 
 

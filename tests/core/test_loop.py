@@ -18,7 +18,9 @@ def test_the_true_velocity_lands_on_the_picture() -> None:
 
 
 def test_half_precision_velocities_accumulate_in_float32() -> None:
-    x = denoise(lambda x, step: torch.full_like(x, 1e-3).bfloat16(), torch.ones(1, 2, 4), [1.0, 0.9995, 0.999, 0.0])
+    x = denoise(
+        lambda x, step: torch.full_like(x, 1e-3).bfloat16(), torch.ones(1, 2, 4), [1.0, 0.9995, 0.999, 0.0]
+    )
     assert x.dtype == torch.float32
     assert (x != 1).all() and x.max() < 1  # a bfloat16 sum would have stayed at 1
 
@@ -27,7 +29,12 @@ def test_blend_keeps_the_black_part_exactly() -> None:
     start, noise = torch.randn(2, 1, 6, 4, generator=torch.Generator().manual_seed(2))
     redraw = torch.zeros(1, 6, 4)
     redraw[:, 3:] = 1
-    x = denoise(lambda x, step: torch.randn_like(x), noise, published(steps=9, tokens=4096), blend=Blend(start, redraw))
+    x = denoise(
+        lambda x, step: torch.randn_like(x),
+        noise,
+        published(steps=9, tokens=4096),
+        blend=Blend(start, redraw),
+    )
     torch.testing.assert_close(x[:, :3], start[:, :3], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(x[:, 3:], start[:, 3:], atol=0.1)
 
@@ -49,7 +56,10 @@ def test_reports_show_the_guess_of_the_finished_picture() -> None:
     picture, noise = torch.randn(2, 1, 6, 4, generator=torch.Generator().manual_seed(3))
     guesses = []
     denoise(
-        lambda x, step: noise - picture, noise, [1.0, 0.6, 0.0], after_step=lambda step, x, guess: guesses.append(guess)
+        lambda x, step: noise - picture,
+        noise,
+        [1.0, 0.6, 0.0],
+        after_step=lambda step, x, guess: guesses.append(guess),
     )
     for guess in guesses:
         torch.testing.assert_close(guess, picture, rtol=1e-5, atol=1e-5)

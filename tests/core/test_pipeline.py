@@ -26,7 +26,9 @@ def ramp(width: int = 48, height: int = 64) -> Image.Image:
 def test_one_picture_of_the_size_asked_for(pipe: QwenImagePipeline, small: Small) -> None:
     image = pipe("a red circle", **small)
     assert (image.size, image.mode) == ((48, 64), "RGB")
-    assert np.array_equal(np.array(image), np.array(pipe("a red circle", **small))), "same request, same picture"
+    assert np.array_equal(np.array(image), np.array(pipe("a red circle", **small))), (
+        "same request, same picture"
+    )
 
 
 def test_output_types_are_of_one_picture(pipe: QwenImagePipeline, small: Small) -> None:
@@ -39,7 +41,9 @@ def test_output_types_are_of_one_picture(pipe: QwenImagePipeline, small: Small) 
     assert np.abs(rounded - image).max() <= 1
 
 
-def test_prompts_and_pictures_come_prompt_by_prompt_and_seed_by_seed(pipe: QwenImagePipeline, small: Small) -> None:
+def test_prompts_and_pictures_come_prompt_by_prompt_and_seed_by_seed(
+    pipe: QwenImagePipeline, small: Small
+) -> None:
     result = pipe.generate(["one", "another prompt"], **small, num_images_per_prompt=2)
     assert isinstance(result, Generation)
     assert result.seeds == [5, 6, 5, 6]

@@ -96,9 +96,9 @@ def test_pictures_that_cannot_be_read_say_why(kind: str, tmp_path: Path) -> None
     with pytest.raises(RequestError) as error:
         REGISTRY.request(input_image=path, denoising_strength=0.5)
     assert "input_image" in str(error.value)
-    assert ("no picture at" if kind == "missing" else "not int" if kind == "number" else "cannot be read") in str(
-        error.value
-    )
+    assert (
+        "no picture at" if kind == "missing" else "not int" if kind == "number" else "cannot be read"
+    ) in str(error.value)
 
 
 def test_pictures_of_absurd_size_are_refused_unread(tmp_path: Path) -> None:

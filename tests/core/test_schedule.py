@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import log
 
 import pytest
@@ -20,7 +21,18 @@ def test_shift_by_size(tokens: int, mu: float) -> None:
 
 def test_published_levels_at_1328() -> None:
     sigmas = published(steps=15, tokens=6889)
-    expected = [1, 0.9656728, 0.9285445, 0.8882576, 0.8443912, 0.7964461, 0.7438256, 0.6858107, 0.6215273, 0.5499011]
+    expected = [
+        1,
+        0.9656728,
+        0.9285445,
+        0.8882576,
+        0.8443912,
+        0.7964461,
+        0.7438256,
+        0.6858107,
+        0.6215273,
+        0.5499011,
+    ]
     assert sigmas[:10] == pytest.approx(expected, abs=2e-7)
     assert sigmas[10:] == pytest.approx([0.4695981, 0.3789398, 0.2757853, 0.1573594, 0.02, 0], abs=2e-7)
 
@@ -50,4 +62,4 @@ def test_levels_always_fall_to_zero(steps: int, tokens: int, strength: float) ->
         sigmas = schedule(steps=steps, tokens=tokens, strength=strength)
         assert len(sigmas) == steps + 1
         assert 0 < sigmas[0] <= 1 and sigmas[-1] == 0
-        assert all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+        assert all(a > b for a, b in pairwise(sigmas))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from qwenimage_core.loading.shards import read_json
 from qwenimage_core.models.transformer_config import TransformerConfig
 from qwenimage_core.models.vae import VAEConfig
-from qwenimage_core.loading.shards import read_json
 
 
 def diffusers_pipeline(folder: Path, name: str = "QwenImagePipeline", **parts: Any) -> Any:
@@ -32,7 +32,9 @@ def diffsynth_pipeline(folder: Path) -> Any:
     pipe = QwenImagePipeline(device="cpu", torch_dtype=torch.float32)
     pipe.tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
     images = transformers.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=12_845_056)
-    pipe.processor = transformers.Qwen2VLProcessor(images, pipe.tokenizer, transformers.Qwen2VLVideoProcessor())
+    pipe.processor = transformers.Qwen2VLProcessor(
+        images, pipe.tokenizer, transformers.Qwen2VLVideoProcessor()
+    )
     whole = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder").eval()
     pipe.text_encoder = _TextEncoder(whole)
     config = TransformerConfig.from_dict(read_json(folder / "transformer" / "config.json"))
@@ -93,4 +95,3 @@ def tanh_gelu(pipe: Any) -> Any:
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
-

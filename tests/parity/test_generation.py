@@ -18,8 +18,8 @@ import torch
 
 from qwenimage_core import QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
-from ..cases import DIFFSYNTH, DIFFUSERS, PROMPT, SEED_OF_WEIGHTS, SHARED, assert_pictures_equal
 
+from ..cases import DIFFSYNTH, DIFFUSERS, PROMPT, SEED_OF_WEIGHTS, SHARED, assert_pictures_equal
 from .peers import diffsynth_pipeline, diffusers_pipeline, tanh_gelu
 
 PICTURES = Path(__file__).parents[1] / "data" / "generation"
@@ -73,7 +73,9 @@ def test_pictures_equal_diffusers(case: str, ours: QwenImagePipeline, diffusers:
     assert_pictures_equal(ours(**SHARED, **fields), of_diffusers(diffusers, **SHARED, **theirs))
 
 
-def test_it_is_the_norm_rescale_that_makes_guided_pictures_equal(ours: QwenImagePipeline, diffusers: Any) -> None:
+def test_it_is_the_norm_rescale_that_makes_guided_pictures_equal(
+    ours: QwenImagePipeline, diffusers: Any
+) -> None:
     fields, theirs = DIFFUSERS["normalized-guidance"]
     with pytest.raises(AssertionError):
         assert_pictures_equal(

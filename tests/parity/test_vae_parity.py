@@ -7,7 +7,9 @@ from qwenimage_core.models.vae import QwenImageVAE, VAEConfig, from_published, p
 
 diffusers = pytest.importorskip("diffusers")
 
-SMALL = dict(base_dim=8, z_dim=4, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True])
+SMALL = dict(
+    base_dim=8, z_dim=4, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True]
+)
 STATS = dict(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0])
 
 
