@@ -37,10 +37,6 @@ class Shape:
     picture: bool = False
 
     @property
-    def switch(self) -> bool:
-        return self.kinds == (bool,) and not self.many
-
-    @property
     def models(self) -> bool:
         return any(inspect.isclass(k) and issubclass(k, BaseModel | Mapping) for k in self.kinds)
 
@@ -91,18 +87,21 @@ class FieldOption:
     def flag(self) -> str:
         return "--" + self.field.replace("_", "-")
 
+    @property
+    def switch(self) -> bool:
+        """Whether the bare option says it all: what is off by default can only be switched on."""
+        return self.shape.kinds == (bool,) and not self.shape.many and self.default is False
+
     def parameter(self) -> inspect.Parameter:
-        """For typer. Nothing given is None, so that the request knows what was given. A switch that is off by
-        default has no --no- form."""
-        two_sided = self.shape.switch and self.default is not False
+        """For typer. Nothing given is None, so that the request knows what was given."""
         option = typer.Option(
-            f"{self.flag}/--no-{self.flag[2:]}" if two_sided else self.flag,
+            self.flag,
             help=escape(self.help_text()),
             metavar="",  # stands in the help text instead: a column of its own would cut off the names
             show_default=False,
             rich_help_panel=self.panel,
         )
-        kind: Any = bool if self.shape.switch else list[str] if self.shape.many else str
+        kind: Any = bool if self.switch else list[str] if self.shape.many else str
         return inspect.Parameter(
             self.field,
             inspect.Parameter.KEYWORD_ONLY,
@@ -112,9 +111,10 @@ class FieldOption:
 
     def help_text(self) -> str:
         """The description, then what to write, whether it may be repeated, and the default."""
-        notes = [] if self.shape.switch else [self.shape.metavar]
+        notes = [] if self.switch else [self.shape.metavar]
         notes += ["may be repeated"] if self.shape.many else []
-        notes += [f"default {self.default}"] if self.default not in (None, "", False) else []
+        if self.default not in (None, "", False):
+            notes.append(f"default {'true' if self.default is True else self.default}")
         return f"{self.help} ({', '.join(notes)})" if notes else self.help
 
     def value(self, given: Any) -> Any:

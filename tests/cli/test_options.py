@@ -83,15 +83,10 @@ def test_models_that_are_neither_json_nor_pairs_are_refused(text: str) -> None:
         OPTIONS["controls"].value([text])
 
 
-def test_switches_have_a_no_form_only_where_it_says_something() -> None:
-    flags = {
-        name: OPTIONS[name].parameter().annotation.__metadata__[0].param_decls
-        for name in ("on", "fit", "maybe")
-    }
-    declared = {n: (OPTIONS[n].parameter().annotation.__metadata__[0].default, d) for n, d in flags.items()}
-    text = str(declared)
-    assert "--fit/--no-fit" in text and "--maybe/--no-maybe" in text
-    assert "--on" in text and "--no-on" not in text
+def test_what_is_off_by_default_is_a_switch_and_other_booleans_take_a_value() -> None:
+    assert [OPTIONS[name].switch for name in ("on", "fit", "maybe")] == [True, False, False]
+    assert OPTIONS["fit"].value("false") is False
+    assert OPTIONS["maybe"].value("true") is True
 
 
 def test_callables_are_no_options_and_every_other_field_of_the_core_is_one() -> None:
@@ -122,13 +117,14 @@ class TestHelp:
             assert option in text
         core, _, plugin = text.partition("Plugin glow 0.1.0")
         assert "--height" in core and "--glow" not in core
-        for option in ("--glow", "--glow-pictures", "--glow-lamps", "--no-glow-resize"):
+        for option in ("--glow", "--glow-pictures", "--glow-lamps", "--glow-resize"):
             assert option in plugin
         words = " ".join(plugin.replace("│", " ").split())
         for said in (
             "how much it glows [0 to 1] (NUMBER)",
             "(PICTURE, may be repeated)",
             "(KEY=VALUE,...|JSON, may",
+            "(true|false, default true)",
         ):
             assert said in words
 
