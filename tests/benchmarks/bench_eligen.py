@@ -1,9 +1,9 @@
 """A step with 6 EliGen entities beside DiffSynth-Studio's, which builds a dense float mask in every step.
 
 Everything that is the same in every step is made once a run here, outside the step; in DiffSynth-Studio's step it is
-inside. Two sizes: the small model that tests draw with (64 channels, 4 blocks), where the mask is a good part of a step,
-and the published width (3072, 2 blocks), where the linear layers are nearly all of it. Float32, 1024 image tokens, 6 x 12
-+ 64 text tokens, equal weights. Needs some 4 GB.
+inside. Two sizes: the small model that tests draw with (64 channels, 4 blocks), where the mask is a good part of a
+step, and the published width (3072, 2 blocks), where the linear layers are nearly all of it. Float32, 1024 image
+tokens, 6 x 12 + 64 text tokens, equal weights. Needs some 4 GB.
 """
 
 from __future__ import annotations
@@ -75,19 +75,23 @@ def theirs(peer: dit.QwenImageDiT, x: Tensor, texts: list[Tensor]) -> Callable[[
     latents = x.view(SIDE, SIDE, 16, 2, 2).permute(2, 0, 3, 1, 4).reshape(1, 16, 2 * SIDE, 2 * SIDE)
     latent_masks = torch.stack([m.repeat_interleave(2, 0).repeat_interleave(2, 1) for m in areas()])
     lengths = [torch.ones(1, text.shape[1], dtype=torch.long) for text in texts]
-    step = lambda: model_fn_qwen_image(
-        dit=peer,
-        latents=latents,
-        timestep=torch.tensor([TIMESTEP]),
-        prompt_emb=texts[-1],
-        prompt_emb_mask=lengths[-1],
-        height=16 * SIDE,
-        width=16 * SIDE,
-        entity_prompt_emb=texts[:-1],
-        entity_prompt_emb_mask=lengths[:-1],
-        entity_masks=latent_masks[None, :, None].float(),
-    )
-    return lambda: step().view(16, SIDE, 2, SIDE, 2).permute(1, 3, 0, 2, 4).reshape(x.shape)
+
+    def step() -> Tensor:
+        velocity = model_fn_qwen_image(
+            dit=peer,
+            latents=latents,
+            timestep=torch.tensor([TIMESTEP]),
+            prompt_emb=texts[-1],
+            prompt_emb_mask=lengths[-1],
+            height=16 * SIDE,
+            width=16 * SIDE,
+            entity_prompt_emb=texts[:-1],
+            entity_prompt_emb_mask=lengths[:-1],
+            entity_masks=latent_masks[None, :, None].float(),
+        )
+        return velocity.view(16, SIDE, 2, SIDE, 2).permute(1, 3, 0, 2, 4).reshape(x.shape)
+
+    return step
 
 
 def peer_of(transformer: QwenImageTransformer) -> dit.QwenImageDiT:
