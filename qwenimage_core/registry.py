@@ -194,7 +194,7 @@ class PluginRegistry:
         return tuple(p for p in self.loaded if not names.isdisjoint(p.fields))
 
     def explain_unknown(self, field: str) -> QwenImageError:
-        """Why a field is not there: its plugin is absent (the pip line), unusable (its own error), or it is misspelt."""
+        """Why a field is not there: its plugin is absent (the pip line) or unusable (its error), or it is misspelt."""
         extra = extra_of_field(field)
         if extra is not None:
             record = next((r for r in self.records if extra.distribution in (r.distribution, r.name)), None)
