@@ -1,4 +1,4 @@
-"""Layers and in-context control against DiffSynth-Studio, live on equal weights: final latents, and the pictures."""
+"""Layers and in-context control against both peers, live on equal weights: final latents, and the pictures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from qwenimage_core import QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
 from tests.cases import assert_pictures_equal
 
-from .peers import diffsynth_pipeline, tanh_gelu
-
-pytest.importorskip("diffsynth")
+from .peers import diffsynth_pipeline, diffusers_pipeline, tanh_gelu
 
 SHARED: dict[str, Any] = {
     "prompt": "Context_Control. a red circle, 一个红色的圆",
@@ -104,6 +102,7 @@ def ours(folder: Callable[[str], Path]) -> Callable[[str], QwenImagePipeline]:
 
 @pytest.fixture(scope="module")
 def diffsynth(folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    pytest.importorskip("diffsynth")
     return cache(lambda variant: tanh_gelu(diffsynth_pipeline(folder(variant))))
 
 
@@ -131,3 +130,35 @@ def test_pictures_and_latents_equal_diffsynth(
     assert isinstance(drawn, list) is ("layer_num" in fields)
     for image, peer in zip(drawn if isinstance(drawn, list) else [drawn], images, strict=True):
         assert_pictures_equal(image, peer)
+
+
+def test_layers_equal_diffusers(
+    ours: Callable[[str], QwenImagePipeline], folder: Callable[[str], Path]
+) -> None:
+    """diffusers fixes the size (a bucket of 640 x 640 pixels), shifts its schedule by the root of the number of input
+    tokens over 256, and drops the first picture."""
+    pytest.importorskip("diffusers")
+    peer = diffusers_pipeline(folder("layered"), "QwenImageLayeredPipeline")
+    given = picture(640, 640, "RGBA")
+    shared = {"prompt": SHARED["prompt"], "negative_prompt": " ", "num_inference_steps": 2}
+    theirs = peer(
+        image=given,
+        layers=2,
+        resolution=640,
+        true_cfg_scale=3.0,
+        generator=torch.Generator().manual_seed(4),
+        **shared,
+    )
+    _, *layers = ours("layered")(
+        **shared,
+        layer_input_image=given,
+        layer_num=2,
+        height=640,
+        width=640,
+        cfg_scale=3.0,
+        exponential_shift_mu=(40 * 40 / 256) ** 0.5,
+        seed=4,
+        progress_bar_cmd=iter,
+    )
+    for image, other in zip(layers, theirs.images[0], strict=True):
+        assert_pictures_equal(image, other)
