@@ -7,7 +7,8 @@ Jordan et al. (https://kellerjordan.github.io/posts/muon/).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -15,24 +16,38 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+TOGETHER = 10
 
 
 class Muon(torch.optim.Optimizer):
-    """`params` are matrices; those of equal shape are orthogonalised together."""
+    """`params` are matrices; those of equal shape are orthogonalised together, `TOGETHER` at a time.
+
+    `run` is a map: give an executor's to work on several groups at once.
+    """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        run: Callable[..., Iterable[None]] = map,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.run = run
 
-    @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             trained = sorted((p for p in group["params"] if p.grad is not None), key=lambda p: tuple(p.shape))
-            for shape, same in groupby(trained, key=lambda p: tuple(p.shape)):
-                self._step_together(list(same), shape, group)
+            jobs = []
+            for _, found in groupby(trained, key=lambda p: tuple(p.shape)):
+                same = list(found)
+                jobs += [same[at : at + TOGETHER] for at in range(0, len(same), TOGETHER)]
+            list(self.run(partial(self._step_together, group), jobs))
 
-    def _step_together(self, params: list[Tensor], shape: tuple[int, ...], group: dict[str, float]) -> None:
+    @torch.no_grad()
+    def _step_together(self, group: dict[str, float], params: list[Tensor]) -> None:
+        rows, columns = params[0].shape
         directions = []
         for p in params:
             momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
@@ -41,7 +56,7 @@ class Muon(torch.optim.Optimizer):
             momentum.lerp_(gradient, 1 - group["momentum"])
             directions.append(gradient.lerp(momentum, group["momentum"]))  # Nesterov
         updates = orthogonal(torch.stack(directions))
-        gain = max(1.0, shape[0] / shape[1]) ** 0.5
+        gain = max(1.0, rows / columns) ** 0.5
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update, alpha=-group["lr"] * gain)

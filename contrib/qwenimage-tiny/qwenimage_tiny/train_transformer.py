@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,15 +97,18 @@ def noise_levels(count: int, generator: torch.Generator) -> Tensor:
 class TransformerTraining:
     """Everything that changes from step to step, and how to leave and take it up."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, workers: int = 1) -> None:
         self.path = folder / "transformer_state.pt"
+        # Each worker is a thread with its share of the batch and operators of one thread: on a busy machine that
+        # waits less than operators of several threads do, for it meets once a step.
+        self.workers, self.executor = workers, ThreadPoolExecutor(workers)
         self.settings, self.step = settings, 0
         self.model = build_transformer()
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         matrices = [p for n, p in self.model.named_parameters() if _is_muons(n, p)]
         others = [p for n, p in self.model.named_parameters() if not _is_muons(n, p)]
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=settings.muon_lr),
+            Muon(matrices, lr=settings.muon_lr, run=self.executor.map),
             torch.optim.AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.99), weight_decay=0.0),
         ]
         self.base_lrs = [settings.muon_lr, settings.adam_lr]
@@ -139,25 +143,40 @@ class TransformerTraining:
         noise = torch.randn(x0_BNC.shape, generator=generator)
         noise[..., USED:] = 0
         s_B = noise_levels(len(x0_BNC), generator)
+        shares = zip(*(values.chunk(self.workers) for values in (x0_BNC, text_BLE, noise, s_B)), strict=True)
+        results = list(self.executor.map(lambda share: self._gradients(*share, count=len(s_B)), shares))
+        for parameter, *parts in zip(
+            self.model.parameters(), *(gradients for _, gradients in results), strict=True
+        ):
+            parameter.grad = None if parts[0] is None else sum(parts[1:], parts[0])
+        self._update()
+        return s_B, torch.cat([losses_B for losses_B, _ in results])
+
+    def _gradients(
+        self, x0_BNC: Tensor, text_BLE: Tensor, noise_BNC: Tensor, s_B: Tensor, *, count: int
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Losses of a share of a batch of `count`, and what it adds to the gradient of the batch's mean loss."""
+        torch.set_num_threads(1)  # holds for the calling thread
         s = s_B.view(-1, 1, 1)
         velocity = self.model(
-            (1 - s) * x0_BNC + s * noise,
+            (1 - s) * x0_BNC + s * noise_BNC,
             self.model.embed_text(text_BLE),
             positions(text_BLE.shape[1]),
             self.model.modulation(1000 * s_B),
             noise_tokens=x0_BNC.shape[1],
         )
-        losses_B = (velocity - (noise - x0_BNC))[..., :USED].square().mean(dim=(1, 2))
-        self._update(losses_B.mean())
-        return s_B, losses_B.detach()
+        losses_B = (velocity - (noise_BNC - x0_BNC))[..., :USED].square().mean(dim=(1, 2))
+        # The last block's text half reaches no output, so some parameters have no gradient.
+        gradients = torch.autograd.grad(
+            losses_B.sum() / count, list(self.model.parameters()), allow_unused=True
+        )
+        return losses_B.detach(), gradients
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self) -> None:
         rate = self.settings.rate(self.step)
         for optimizer, lr in zip(self.optimizers, self.base_lrs, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -256,10 +275,10 @@ def main() -> None:
         "folder", type=Path, help="the training folder, with the text encoder in its model/ folder"
     )
     parser.add_argument("--steps", type=int, required=True, help="in all, those already done included")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="threads that share a batch")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    training = TransformerTraining(arguments.folder, Settings(steps=arguments.steps))
+    torch.set_num_threads(1)
+    training = TransformerTraining(arguments.folder, Settings(steps=arguments.steps), arguments.workers)
     run(training, Log(arguments.folder / "transformer_log.jsonl"))
 
 

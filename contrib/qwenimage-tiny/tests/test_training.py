@@ -44,6 +44,17 @@ def test_transformer_training_resumes_to_the_bit(folder, tmp_path):
     assert straight.data.place == second.data.place
 
 
+def test_two_workers_train_as_one(folder):
+    one, two = TransformerTraining(folder, SETTINGS), TransformerTraining(folder, SETTINGS, workers=2)
+    levels, losses = one.train_step()
+    torch.testing.assert_close((levels, losses), two.train_step(), atol=1e-5, rtol=1e-5)
+    for name, parameter in one.model.named_parameters():
+        other = two.model.get_parameter(name)
+        assert (parameter.grad is None) == (other.grad is None), name
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
 def test_vae_training_resumes_to_the_bit(tmp_path):
     straight = VAETraining(tmp_path, steps=100)
     for _ in range(3):
