@@ -308,8 +308,11 @@ class QwenImageVAE(nn.Module):
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation by latent channel, (1, Z, 1, 1) each."""
-        make = lambda values: torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)  # noqa: E731
-        return make(self.config.latents_mean), make(self.config.latents_std)
+        mean, std = (
+            torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+            for values in (self.config.latents_mean, self.config.latents_std)
+        )
+        return mean, std
 
     @staticmethod
     def _check(x: Tensor, channels: int, what: str, multiple: int = 1) -> None:
@@ -361,11 +364,7 @@ def to_published(state: Mapping[str, Tensor], config: VAEConfig) -> dict[str, Te
 def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if name.endswith(".gamma"):
         return shape if ".attentions." in name else (*shape, 1)
-    two_dimensional = (
-        ".resample.1.",
-        ".to_qkv.",
-        ".proj.",
-    )  # convolutions that are 2-D in the published model too
+    two_dimensional = (".resample.1.", ".to_qkv.", ".proj.")  # in the published model too
     if not name.endswith(".weight") or any(part in name for part in two_dimensional):
         return shape
     out_dim, in_dim, height, width = shape
