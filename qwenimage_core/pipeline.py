@@ -26,6 +26,8 @@ from qwenimage_core.output import finish, pictures
 from qwenimage_core.plan import Plan
 from qwenimage_core.planner import make_plan
 from qwenimage_core.registry import PluginRegistry
+from qwenimage_core.request import CoreRequest
+from qwenimage_core.values import TransformerOptions
 from qwenimage_core.velocity import bind
 
 if TYPE_CHECKING:
@@ -62,10 +64,11 @@ class QwenImagePipeline:
         dtype: torch.dtype,
         device: torch.device,
         defaults: Mapping[str, Any] | None = None,
+        options: TransformerOptions | None = None,
     ) -> None:
         self.components, self.prompts, self.backbone = components, prompts, backbone
         self.registry, self.dtype, self.device = registry, dtype, device
-        self.defaults = dict(defaults or {})
+        self.defaults, self.options = dict(defaults or {}), options or TransformerOptions()
         self._loras: dict[str, Attachment] = {}
 
     @classmethod
@@ -102,6 +105,41 @@ class QwenImagePipeline:
             )
         )
 
+    @classmethod
+    def from_recipe(
+        cls,
+        name: str,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        vram_limit: float | None = None,
+        plugins: Sequence[Any] = (),
+        **files: Any,
+    ) -> Self:
+        """Open the model of a recipe (`qwenimage recipes list`): its weights and LoRAs, its defaults for a request and
+        the options that its weights were trained with. `files` go to every ModelConfig: `local_model_path`,
+        `download_source`, `skip_download`, ..."""
+        from qwenimage_core.assemble import assemble
+        from qwenimage_core.loading.config import ModelConfig
+        from qwenimage_core.recipes import find_recipe
+
+        registry = plugins if isinstance(plugins, PluginRegistry) else PluginRegistry.discover(plugins)
+        recipe = find_recipe(name, registry)
+        parts = assemble(
+            None,
+            torch_dtype=torch_dtype,
+            device=device,
+            model_configs=[ModelConfig(**model, **files) for model in recipe.models],
+            tokenizer_config=ModelConfig(**recipe.tokenizer, **files) if recipe.tokenizer else None,
+            processor_config=ModelConfig(**recipe.processor, **files) if recipe.processor else None,
+            vram_limit=vram_limit,
+            plugins=registry,
+        )
+        pipe = cls(**{**parts, "defaults": recipe.defaults, "options": recipe.options})
+        for i, lora in enumerate(recipe.loras):
+            pipe.load_lora(ModelConfig(**lora, **files), name=recipe.name + (f"-{i}" if i else ""))
+        return pipe
+
     def __call__(self, prompt: str | list[str] | None = None, **fields: Any) -> Any:
         """Draw. One picture comes back as itself, several as a list: prompt by prompt, seed by seed."""
         images = self.generate(prompt, **fields).images
@@ -126,14 +164,22 @@ class QwenImagePipeline:
     def plans(self, prompt: str | list[str] | None = None, **fields: Any) -> list[Plan]:
         """One plan a prompt. Every prompt uses the same seeds, so a list draws what single calls would."""
         given = {name: value for name, value in {"prompt": prompt, **fields}.items() if value is not None}
-        request = self.registry.request(**{**self.defaults, **given})
+        self.registry.load_all()
         active = self.registry.active(given)
+        known = {*CoreRequest.model_fields, *(field for plugin in active for field in plugin.fields)}
+        defaults = {name: value for name, value in self.defaults.items() if name in known}
+        request = self.registry.request(**{**defaults, **given})
         first = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = range(first, first + request.num_images_per_prompt)
         tile = (request.tile_size, request.tile_stride) if request.tiled else None
         encoders = Encoders(self.prompts, self.components, self.backbone, tile=tile)
         ctx = Context(
-            request=request, prompt="", backbone=self.backbone, encoders=encoders, components=self.components
+            request=request,
+            prompt="",
+            backbone=self.backbone,
+            encoders=encoders,
+            components=self.components,
+            options=self.options,
         )
         return [make_plan(replace(ctx, prompt=prompt), active, seeds) for prompt in request.prompts]
 

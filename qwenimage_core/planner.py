@@ -40,7 +40,7 @@ def make_plan(ctx: Context, plugins: Sequence[LoadedPlugin], seeds: Sequence[int
     given = Given.of(plugins, ctx)
     request, target = ctx.request, given.only("target") or Target()
     grid = _target_grid(ctx, target)
-    ctx = replace(ctx, options=given.options(), sigmas=_sigmas(ctx, given.only("schedule"), grid))
+    ctx = replace(ctx, options=given.options(ctx.options), sigmas=_sigmas(ctx, given.only("schedule"), grid))
     start = None if request.input_image is None else _start(ctx, target)
     appended = _appended(ctx, plugins)
     branches: dict[BranchName, Branch] = {}
@@ -92,12 +92,10 @@ class Given:
             )
         return values[0][1] if values else None
 
-    def options(self) -> TransformerOptions:
-        """Each option on its own: two plugins may set different ones."""
-        names = [f.name for f in fields(TransformerOptions)]
-        return TransformerOptions(
-            **{name: self.only(name, lambda condition: condition.options) for name in names}
-        )
+    def options(self, model: TransformerOptions) -> TransformerOptions:
+        """Each option on its own, so that two plugins may set different ones; where none does, the model's."""
+        chosen = {f.name: self.only(f.name, lambda condition: condition.options) for f in fields(model)}
+        return replace(model, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def _typed(plugin: LoadedPlugin, hook: str, kind: type[Any], **arguments: Any) -> Any:

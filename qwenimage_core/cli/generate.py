@@ -21,7 +21,9 @@ from qwenimage_core.cli.session import (
     Output,
     Overwrite,
     PluginFiles,
+    RecipeName,
     Session,
+    model_of,
     open_session,
     parse_loras,
     progress,
@@ -56,10 +58,11 @@ def _options(registry: PluginRegistry) -> list[FieldOption]:
 
 
 def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
-    def generate(
+    def generate(  # noqa: PLR0913  one argument an option
         text: Prompt = None,
         *,
-        model: Model = "tiny",
+        model: Model = None,
+        recipe: RecipeName = None,
         output: Output = None,
         overwrite: Overwrite = False,
         lora: Lora = None,
@@ -74,7 +77,8 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         assert registry is not None
         begun = time.perf_counter()
         request = _request(text, fields, registry)
-        session = open_session(model, registry, dtype=dtype, device=device, loras=parse_loras(lora))
+        source = model_of(model, recipe)
+        session = open_session(source, registry, dtype=dtype, device=device, loras=parse_loras(lora))
         plans = session.pipe.plans(**request, progress_bar_cmd=progress)
         kind = plans[0].request.output_type
         seeds = [
@@ -108,7 +112,8 @@ def _explain(registry: PluginRegistry | None) -> Callable[..., None]:
     def explain(
         text: Prompt = None,
         *,
-        model: Model = "tiny",
+        model: Model = None,
+        recipe: RecipeName = None,
         lora: Lora = None,
         dtype: Dtype = None,
         device: Device = None,
@@ -120,7 +125,8 @@ def _explain(registry: PluginRegistry | None) -> Callable[..., None]:
         """Say what `generate` with the same options would do: layouts, who contributes what, schedule, memory."""
         assert registry is not None
         request = _request(text, fields, registry)
-        session = open_session(model, registry, dtype=dtype, device=device, loras=parse_loras(lora))
+        source = model_of(model, recipe)
+        session = open_session(source, registry, dtype=dtype, device=device, loras=parse_loras(lora))
         explanation = session.pipe.explain(**request)
         print(json.dumps(explanation.as_dict(), default=str) if as_json else explanation)
 

@@ -22,7 +22,7 @@ from qwenimage_core.errors import ConflictError, QwenImageError, QwenImageWarnin
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.version import __version__
 
-GROUPS = ("plugins", "models", "lora")
+GROUPS = ("plugins", "models", "recipes", "lora")
 BUILT_IN = ("generate", "explain", "again", *GROUPS)
 DRAWING = ("generate", "explain")
 # typer may carry a click of its own; this is the UsageError of whichever it uses

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 OWN = "Model and output"
+RECIPE = "recipe:"
 
 
 def _own(*names: str, help: str) -> Any:
@@ -28,7 +29,12 @@ def _own(*names: str, help: str) -> Any:
 
 
 Model = Annotated[
-    str, _own("--model", "-m", help="hub id, folder in hub layout, or an installed model (default tiny)")
+    str | None,
+    _own("--model", "-m", help="hub id, folder in hub layout, or an installed model (default tiny)"),
+]
+RecipeName = Annotated[
+    str | None,
+    _own("--recipe", help="a published model by name, instead of --model (`qwenimage recipes list`)"),
 ]
 Lora = Annotated[list[str] | None, _own("--lora", help="LoRA file, FILE or FILE=STRENGTH (may be repeated)")]
 Dtype = Annotated[
@@ -82,11 +88,14 @@ class Session:
 
     def digests(self) -> dict[str, str]:
         """Digest of every component by name; several of a kind are numbered."""
-        return {
+        components = {
             name + (f"/{i}" if len(several) > 1 else ""): component.digest()
             for name, several in self.pipe.components.items()
             for i, component in enumerate(several)
         }
+        recorded = {adapter.name for adapter in self.adapters}
+        own = {f"lora/{a.name}": _digest(a.weights) for a in self.pipe.loras if a.name not in recorded}
+        return components | own
 
 
 def open_session(
@@ -103,20 +112,33 @@ def open_session(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
 
-    from qwenimage_core.loading.checkpoint import Checkpoint
     from qwenimage_core.pipeline import QwenImagePipeline
 
     plugins: Any = registry  # taken as it is, so that plugins are found once
-    pipe = QwenImagePipeline.from_pretrained(
-        model, torch_dtype=getattr(torch, dtype) if dtype else None, device=device, plugins=plugins
+    recipe = model.removeprefix(RECIPE) if model.startswith(RECIPE) else None
+    open_it = QwenImagePipeline.from_pretrained if recipe is None else QwenImagePipeline.from_recipe
+    pipe = open_it(
+        recipe or model, torch_dtype=getattr(torch, dtype) if dtype else None, device=device, plugins=plugins
     )
     used = ModelUsed(source=model, dtype=str(pipe.dtype).removeprefix("torch."), device=str(pipe.device))
     adapters = []
     for source, strength in loras:
         name = pipe.load_lora(source, strength=strength)
-        digest = Checkpoint.open([Path(source)]).digest()
-        adapters.append(AdapterUsed(name=name, source=source, digest=digest, strength=strength))
+        adapters.append(AdapterUsed(name=name, source=source, digest=_digest(source), strength=strength))
     return Session(pipe, used, tuple(adapters))
+
+
+def _digest(file: Any) -> str:
+    from qwenimage_core.loading.checkpoint import Checkpoint
+
+    return Checkpoint.open([Path(file)]).digest()
+
+
+def model_of(model: str | None, recipe: str | None) -> str:
+    """--model or --recipe as one name; a recipe's begins with `recipe:`, which is how pictures record it."""
+    if model is not None and recipe is not None:
+        raise RequestError("--model and --recipe both say what to run.", mend="leave one out")
+    return f"{RECIPE}{recipe}" if recipe is not None else model or "tiny"
 
 
 def parse_loras(texts: Sequence[str] | None) -> list[tuple[str, float]]:
