@@ -42,8 +42,11 @@ def assemble(
     bundle = _bundle(model, model_configs, tokenizer_config, processor_config)
     device = torch.device(device) if device is not None else _accelerator()
     dtype = torch_dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    configs = [
+        config for config in (*bundle.models, bundle.tokenizer, bundle.processor) if config is not None
+    ]
     report_placement(
-        bundle.models, dtype=str(dtype).removeprefix("torch."), device=str(device), vram_limit=vram_limit
+        configs, dtype=str(dtype).removeprefix("torch."), device=str(device), vram_limit=vram_limit
     )
     registry = plugins if isinstance(plugins, PluginRegistry) else PluginRegistry.discover(plugins)
     components = find_components(bundle.models, dtype=dtype, device=device, specs=_specs(registry))
