@@ -1,4 +1,4 @@
-"""The hooks of qwenimage: four that condition a generation and six that support them. Read this file first.
+"""The hooks of qwenimage: four that condition a generation and seven that support them. Read this file first.
 
 A plugin is any module or object with functions of these names, marked `@hookimpl`. It may take any subset of the
 arguments, by name. It names itself with `NAME` (default: its module name) and states the hook API it was written for
@@ -7,8 +7,8 @@ with `HOOK_API = ">=1.0,<2"`. Hooks run while a plan is made, never inside the d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -61,6 +61,12 @@ def residual_inject(ctx: Context, layout: Layout) -> Sequence[Residual] | None:
 @hookspec
 def request_fields() -> type[BaseModel]:
     """Give the pydantic model of the request fields this plugin adds. Giving one of them activates the plugin."""
+
+
+@hookspec
+def request_defaults(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Give values for request fields that the caller left open. `given` is what the caller gave, not yet validated,
+    with at least one field of this plugin. They stand above the model's own defaults."""
 
 
 @hookspec

@@ -65,10 +65,12 @@ class QwenImagePipeline:
         device: torch.device,
         defaults: Mapping[str, Any] | None = None,
         options: TransformerOptions | None = None,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
         self.components, self.prompts, self.backbone = components, prompts, backbone
         self.registry, self.dtype, self.device = registry, dtype, device
         self.defaults, self.options = dict(defaults or {}), options or TransformerOptions()
+        self.given = dict(given or {})
         self._loras: dict[str, Attachment] = {}
 
     @classmethod
@@ -135,7 +137,11 @@ class QwenImagePipeline:
             vram_limit=vram_limit,
             plugins=registry,
         )
-        pipe = cls(**{**parts, "defaults": recipe.defaults, "options": recipe.options})
+        given = {
+            name: {**value, **files} if isinstance(value, Mapping) and "model_id" in value else value
+            for name, value in recipe.given.items()
+        }
+        pipe = cls(**{**parts, "defaults": recipe.defaults, "options": recipe.options, "given": given})
         for i, lora in enumerate(recipe.loras):
             pipe.load_lora(ModelConfig(**lora, **files), name=recipe.name + (f"-{i}" if i else ""))
         return pipe
@@ -164,11 +170,12 @@ class QwenImagePipeline:
     def plans(self, prompt: str | list[str] | None = None, **fields: Any) -> list[Plan]:
         """One plan a prompt. Every prompt uses the same seeds, so a list draws what single calls would."""
         given = {name: value for name, value in {"prompt": prompt, **fields}.items() if value is not None}
+        given = {**self.given, **given}
         self.registry.load_all()
         active = self.registry.active(given)
         known = {*CoreRequest.model_fields, *(field for plugin in active for field in plugin.fields)}
         defaults = {name: value for name, value in self.defaults.items() if name in known}
-        request = self.registry.request(**{**defaults, **given})
+        request = self.registry.request(**{**defaults, **self.registry.defaults(given), **given})
         first = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = range(first, first + request.num_images_per_prompt)
         tile = (request.tile_size, request.tile_stride) if request.tiled else None

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from qwenimage_core import discovery, fields
 from qwenimage_core.catalogue import extra_named, extra_of_field
 from qwenimage_core.discovery import Candidate, Source, same_name
-from qwenimage_core.errors import HookError, PluginError, QwenImageError
+from qwenimage_core.errors import ConflictError, HookError, PluginError, QwenImageError
 from qwenimage_core.plugin_check import check_hook_api, resolve_hooks
 from qwenimage_core.request import CoreRequest
 
@@ -192,6 +192,21 @@ class PluginRegistry:
         """Those loaded plugins of whose fields at least one is given, in name order."""
         names = set(given)
         return tuple(p for p in self.loaded if not names.isdisjoint(p.fields))
+
+    def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the plugins that take part make of the fields left open; ConflictError where two of them disagree."""
+        found: dict[str, Any] = {}
+        owners: dict[str, str] = {}
+        for plugin in self.active(given):
+            for name, value in (plugin.call("request_defaults", given=given) or {}).items():
+                owner = owners.setdefault(name, plugin.name)
+                if name not in given and found.setdefault(name, value) != value:
+                    raise ConflictError(
+                        f"{owner} and {plugin.name} need different values of `{name}`.",
+                        got=f"{found[name]!r} and {value!r}",
+                        mend=f"give `{name}` yourself, or leave out the fields of one of them",
+                    )
+        return found
 
     def explain_unknown(self, field: str) -> QwenImageError:
         """Why a field is not there: its plugin is absent (the pip line) or unusable (its error), or it is misspelt."""

@@ -170,7 +170,11 @@ class Residual:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A named way to run one published model: where its files are, and the request that suits it."""
+    """A named way to run one published model: where its files are, and the request that suits it.
+
+    `defaults` are what a request leaves open; `given` are fields of the owning plugin that every run gives, which
+    makes it take part (a mapping with a `model_id` stands for a ModelConfig).
+    """
 
     name: str
     summary: str
@@ -178,6 +182,7 @@ class Recipe:
     tokenizer: Mapping[str, Any] | None = None
     processor: Mapping[str, Any] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
     loras: tuple[Mapping[str, Any], ...] = ()
     options: TransformerOptions = TransformerOptions()
     example: Mapping[str, Any] = field(default_factory=dict)

@@ -58,6 +58,7 @@ def _lines(recipe: Recipe) -> list[str]:
             for m in ms
         ),
         *(f"  {'option':<11}{k} = {v}" for k, v in options.items()),
+        *(f"  {'given':<11}{k} = {v}" for k, v in recipe.given.items()),
         *(f"  {'default':<11}{k} = {v}" for k, v in recipe.defaults.items()),
         *(f"  {'example':<11}{k} = {v}" for k, v in recipe.example.items()),
     ]
