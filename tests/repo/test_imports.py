@@ -89,8 +89,8 @@ def _requirements(project: dict) -> list[str]:
 def _hard_requirements(distribution: str) -> set[str]:
     try:
         found = [Requirement(line) for line in requires(distribution) or []]
-    except PackageNotFoundError:  # of an extra that is not installed here: nothing it would bring is imported either
-        return set()
+    except PackageNotFoundError:
+        return set()  # of an extra that is not installed here: what it would bring is not imported either
     return {canonicalize_name(r.name) for r in found if r.marker is None or r.marker.evaluate({"extra": ""})}
 
 
