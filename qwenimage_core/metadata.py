@@ -203,7 +203,9 @@ def _as_json(value: Any) -> JsonValue:
         path = getattr(value, "filename", None)
         return {PICTURE: {"path": str(path) if path else None, "sha256": picture_digest(value)}}
     if isinstance(value, BaseModel):
-        return {name: _as_json(getattr(value, name)) for name in type(value).model_fields}
+        inner = {name: getattr(value, name) for name in type(value).model_fields}
+        used = {n: v for n, v in inner.items() if n in value.model_fields_set or v not in (None, (), [])}
+        return {name: _as_json(v) for name, v in used.items()}
     if isinstance(value, Mapping):
         return {str(key): _as_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

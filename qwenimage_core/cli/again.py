@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from qwenimage_core.metadata import (
     versions,
 )
 from qwenimage_core.registry import PluginRegistry
+
+if TYPE_CHECKING:
+    from qwenimage_core.plan import Plan
 
 Source = Annotated[
     Path, typer.Argument(metavar="PICTURE", help="a picture made by qwenimage", show_default=False)
@@ -62,8 +65,8 @@ def again(
     session = open_session(
         source, registry, dtype=record.model.dtype, device=record.model.device, loras=loras
     )
-    _agree(_other_weights(record, session), force)
     (plan,) = session.pipe.plans(**request, progress_bar_cmd=progress)
+    _agree(_other_weights(record, session, plan), force)
     (drawn,) = session.pipe.run(plan)
     image = drawn[record.output] if isinstance(drawn, list) else drawn
     path = save(image, target, session.describe(plan, plan.seeds[0], record.output), overwrite=overwrite)
@@ -93,9 +96,9 @@ def _other_versions(record: PictureMetadata, registry: PluginRegistry) -> list[s
     return found
 
 
-def _other_weights(record: PictureMetadata, session: Session) -> list[str]:
+def _other_weights(record: PictureMetadata, session: Session, plan: Plan) -> list[str]:
     pairs: list[tuple[str, Mapping[str, str], Mapping[str, str]]] = [
-        ("component", record.components, session.digests()),
+        ("component", record.components, session.digests(plan)),
         ("LoRA", {a.name: a.digest for a in record.adapters}, {a.name: a.digest for a in session.adapters}),
     ]
     return [

@@ -144,5 +144,5 @@ def _request(text: str | None, fields: dict[str, Any], registry: PluginRegistry)
             "There is no prompt.", mend='qwenimage generate "a red circle on a blue background"'
         )
     given = fields if text is None else {"prompt": text, **fields}
-    registry.request(**given)
+    registry.request(**{**registry.defaults(given), **given})
     return given

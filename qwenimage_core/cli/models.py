@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from rich.table import Table
 from qwenimage_core.catalogue import extra_named
 from qwenimage_core.cli.session import Json
 from qwenimage_core.errors import QwenImageError
-from qwenimage_core.loading.bundle import MODELS_GROUP, find_bundle
+from qwenimage_core.loading.bundle import MODELS_GROUP, WEIGHTS, find_bundle
 from qwenimage_core.loading.checkpoint import Checkpoint
 from qwenimage_core.loading.config import ModelConfig
-from qwenimage_core.loading.recognise import CORE_COMPONENTS, recognise
+from qwenimage_core.loading.recognise import CORE_COMPONENTS, ComponentSpec, recognise
+from qwenimage_core.registry import PluginRegistry
 
 app = typer.Typer(help="See which models are on this machine.", no_args_is_help=True)
 
@@ -34,8 +36,9 @@ def models() -> None:
 def list_models(as_json: Json = False) -> None:
     """List installed models, model folders under ./models (or QWENIMAGE_MODEL_BASE_PATH), and known components."""
     base = ModelConfig(model_id="any/any").base_folder()
-    found = [*_installed(), *_local(base)]
-    published = {s.kind: s.published for s in CORE_COMPONENTS if s.published}
+    specs = _specs()
+    found = [*_installed(specs), *_local(base, specs)]
+    published = {s.kind: s.published for s in specs if s.published}
     kinds = [{"kind": kind, "model_id": where[0], "files": where[1]} for kind, where in published.items()]
     if as_json:
         print(json.dumps({"folder": str(base), "models": found, "components": kinds}))
@@ -63,7 +66,7 @@ def list_models(as_json: Json = False) -> None:
     console.print(table)
 
 
-def _installed() -> list[dict[str, Any]]:
+def _installed(specs: Sequence[ComponentSpec]) -> list[dict[str, Any]]:
     """Models that come with a package, as the embedded one."""
     found = []
     for point in sorted(entry_points(group=MODELS_GROUP), key=lambda p: p.name):
@@ -75,38 +78,46 @@ def _installed() -> list[dict[str, Any]]:
             model["error"] = error.what
         else:
             if folder is not None:
-                model |= {"folder": str(folder), "components": _components(folder)}
+                model |= {"folder": str(folder), "components": _components(folder, specs)}
         found.append(model)
     return found
 
 
-def _local(base: Path) -> list[dict[str, Any]]:
-    """Folders of models below `base`: base/name or base/owner/name, whose components are folders with weights."""
-    if not base.is_dir():
-        return []
-    homes = {file.parent.parent for depth in (2, 3) for file in base.glob("*/" * depth + "*.safetensors")}
+def _local(base: Path, specs: Sequence[ComponentSpec]) -> list[dict[str, Any]]:
+    """Models below `base`: folders in hub layout, and folders with weights of their own, as hubs name them."""
+    weights = {file.parent for depth in (1, 2, 3) for file in base.glob("*/" * depth + "*.safetensors")}
+    homes = {folder.parent if folder.name in WEIGHTS else folder for folder in weights}
     return [
         {
             "name": str(home.relative_to(base)),
             "folder": str(home),
             "distribution": None,
-            "components": _components(home),
+            "components": _components(home, specs),
             "error": None,
         }
         for home in sorted(homes)
     ]
 
 
-def _components(folder: Path) -> list[dict[str, Any]]:
+def _components(folder: Path, specs: Sequence[ComponentSpec]) -> list[dict[str, Any]]:
     """Every folder with weights, what it holds, and whether it is complete. Headers only."""
     found = []
-    for part in sorted({file.parent for file in folder.glob("*/*.safetensors")}):
-        entry: dict[str, Any] = {"folder": part.name, "kind": part.name}
+    for part in sorted(
+        {file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}.safetensors")}
+    ):
+        entry: dict[str, Any] = {"folder": str(part.relative_to(folder)), "kind": part.name}
         try:
             checkpoint = Checkpoint.open(part)
             entry |= {"bytes": checkpoint.nbytes, "tensors": len(checkpoint.tensors)}
-            entry["kind"] = recognise(checkpoint, CORE_COMPONENTS).kind
+            entry["kind"] = recognise(checkpoint, specs).kind
         except QwenImageError as error:
             entry["error"] = error.what
         found.append(entry)
     return found
+
+
+def _specs() -> tuple[ComponentSpec, ...]:
+    """The core's components and those of every plugin that can be loaded."""
+    registry = PluginRegistry.discover()
+    registry.load_all()
+    return (*CORE_COMPONENTS, *(s for plugin in registry.loaded for s in plugin.call("components") or ()))

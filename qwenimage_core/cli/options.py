@@ -37,6 +37,12 @@ class Shape:
     picture: bool = False
 
     @property
+    def boolean(self) -> bool:
+        """Whether true or false is among the values."""
+        literals = [v for k in self.kinds if get_origin(k) is Literal for v in get_args(k)]
+        return bool in self.kinds or any(isinstance(v, bool) for v in literals)
+
+    @property
     def models(self) -> bool:
         return any(inspect.isclass(k) and issubclass(k, BaseModel | Mapping) for k in self.kinds)
 
@@ -45,7 +51,9 @@ class Shape:
         words = ["PICTURE"] if self.picture else []
         for kind in self.kinds:
             if get_origin(kind) is Literal:
-                words.append("|".join(map(str, get_args(kind))))
+                words.append(
+                    "|".join(str(v).lower() if isinstance(v, bool) else str(v) for v in get_args(kind))
+                )
             elif kind in METAVARS:
                 words.append(METAVARS[kind])
         words += ["KEY=VALUE,...|JSON"] if self.models else []
@@ -127,7 +135,7 @@ class FieldOption:
         return values[0] if len(values) == 1 and self.shape.single else values
 
     def _one(self, text: str) -> Any:
-        if bool in self.shape.kinds and text in ("true", "false"):
+        if self.shape.boolean and text in ("true", "false"):
             return text == "true"
         if not self.shape.models:
             return text

@@ -80,22 +80,24 @@ class Session:
                 for p in plan.plugins
             ],
             model=self.model,
-            components=self.digests(),
+            components=self.digests(plan),
             adapters=self.adapters,
             output=output,
             fields=[*CoreRequest.model_fields, *(f for p in plan.plugins for f in p.fields)],
         )
 
-    def digests(self) -> dict[str, str]:
-        """Digest of every component by name; several of a kind are numbered."""
+    def digests(self, plan: Plan) -> dict[str, str]:
+        """Digest of every component by name (several of a kind are numbered), and of the LoRA files that a recipe or
+        the plan's plugins bring. Adapters that a plugin computes follow from the request."""
         components = {
             name + (f"/{i}" if len(several) > 1 else ""): component.digest()
             for name, several in self.pipe.components.items()
             for i, component in enumerate(several)
         }
         recorded = {adapter.name for adapter in self.adapters}
-        own = {f"lora/{a.name}": _digest(a.weights) for a in self.pipe.loras if a.name not in recorded}
-        return components | own
+        brought = [*(a for a in self.pipe.loras if a.name not in recorded), *plan.adapters]
+        files = {f"lora/{a.name}": _digest(a.weights) for a in brought if isinstance(a.weights, str | Path)}
+        return components | files
 
 
 def open_session(
@@ -128,7 +130,7 @@ def open_session(
     return Session(pipe, used, tuple(adapters))
 
 
-def _digest(file: Any) -> str:
+def _digest(file: str | Path) -> str:
     from qwenimage_core.loading.checkpoint import Checkpoint
 
     return Checkpoint.open([Path(file)]).digest()

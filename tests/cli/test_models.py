@@ -26,6 +26,15 @@ def test_folders_under_models_with_their_components(run, tiny: Path, tmp_path: P
     assert "me/mine" in text and "complete" in text
 
 
+def test_weights_that_lie_in_a_repository_of_their_own(run, tiny: Path, tmp_path: Path) -> None:
+    """As hubs keep a ControlNet or a distilled transformer: base/owner/name/file, without component folders."""
+    home = tmp_path / "models" / "someone" / "distilled"
+    shutil.copytree(tiny / "transformer", home)
+    (model,) = [m for m in run("models", "list", "--json").json["models"] if m["distribution"] is None]
+    assert model["name"] == "someone/distilled"
+    assert [(c["folder"], c["kind"]) for c in model["components"]] == [(".", "transformer")]
+
+
 def test_a_cut_off_file_is_said_to_be_so(run, tiny: Path, tmp_path: Path) -> None:
     home = tmp_path / "models" / "broken"
     shutil.copytree(tiny, home)

@@ -31,6 +31,7 @@ class Kinds(FieldsModel):
     controls: list[Control] | None = None
     control: Control | None = None
     lightning: bool | str | None = None
+    literal: Control | Literal[True] | None = None
     mode: Literal["coarse", "fine"] | None = None
     on: bool = Field(False, description="switch on")
     fit: bool = True
@@ -59,6 +60,8 @@ OPTIONS = {o.field: o for o in field_options(Kinds, {})}
         ("lightning", "true", True),
         ("lightning", "false", False),
         ("lightning", "lora.safetensors", "lora.safetensors"),
+        ("literal", "true", True),
+        ("literal", "lora.safetensors", "lora.safetensors"),
         ("mode", "fine", "fine"),
         ("on", True, True),
         ("number", "3", "3"),

@@ -131,6 +131,18 @@ def test_nested_models_are_recorded_and_strange_values_are_named() -> None:
     assert found.unrecorded == ("strange",)
 
 
+def test_where_a_plugins_weights_are_is_recorded_as_it_was_given() -> None:
+    """A LoRA given as a ModelConfig: what is recorded gives the same ModelConfig again."""
+    from qwenimage_core import ModelConfig
+
+    for config in (
+        ModelConfig(path="a.safetensors"),
+        ModelConfig(model_id="a/b", origin_file_pattern="c.safetensors"),
+    ):
+        recorded = record(Extra(prompt="x", control=config)).request["control"]
+        assert ModelConfig(**json.loads(json.dumps(recorded))) == config
+
+
 def test_png_also_says_it_in_plain_text(tmp_path: Path) -> None:
     request = CoreRequest(prompt="a cat", negative_prompt="a dog", height=64, width=48)
     with Image.open(save_picture(picture(), tmp_path / "a.png", record(request))) as kept:
