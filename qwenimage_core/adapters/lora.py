@@ -17,7 +17,7 @@ training and the oracle of the tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +39,13 @@ __all__ = ["Adapter", "Attachment", "Mode", "attach", "attached"]
 class Adapter:
     """An adapter and how to apply it: what a `condition` hook returns for one run, and what `load_lora` keeps.
 
-    `weights` is a path, or weights made at run time. `name` is unique on a model. `strength` multiplies the file's own
-    scale; `component` is the model it belongs to.
+    `weights` is a path, weights made in memory, or a function that makes them, which is called each time the adapter is
+    attached: so a hook gives an adapter without computing anything. `name` is unique on a model. `strength` multiplies
+    the weights' own scale; `component` is the model they belong to.
     """
 
     name: str
-    weights: LoraWeights | str | Path
+    weights: LoraWeights | str | Path | Callable[[], LoraWeights]
     strength: float = 1.0
     component: str = "transformer"
     mode: Mode = "hot"
@@ -59,13 +60,14 @@ class Adapter:
     def read(self, model: nn.Module) -> LoraWeights:
         """The weights with the paths of `model`'s modules; AdapterError when any of them has no place there."""
         names = [name for name, _ in _modules(model)]
-        if not isinstance(self.weights, LoraWeights):
+        if isinstance(self.weights, str | Path):
             return load_lora(self.weights, names)
+        weights = self.weights if isinstance(self.weights, LoraWeights) else self.weights()
         known = set(names)
-        strangers = [name for name in self.weights.modules if name not in known]
-        if strangers or not self.weights.modules:
-            raise explain_strangers(self.weights.source, strangers, len(self.weights.modules), names, names)
-        return self.weights
+        strangers = [name for name in weights.modules if name not in known]
+        if strangers or not weights.modules:
+            raise explain_strangers(weights.source, strangers, len(weights.modules), names, names)
+        return weights
 
 
 class Attachment:

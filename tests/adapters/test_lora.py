@@ -344,6 +344,27 @@ def test_strangers_in_run_time_weights(model, pairs):
     assert "at least 8 blocks, this one has 2" in caught.value.mend
 
 
+def test_weights_may_be_made_when_they_are_attached(model, velocity, pairs):
+    """By a function: called once an attachment, not before, and held to the same checks."""
+    made = []
+
+    def make():
+        made.append(1)
+        return weights(pairs())
+
+    lazy = Adapter(name="a", weights=make)
+    assert not made
+    with attached(model, [lazy]):
+        found = velocity(model)
+    with attached(model, [adapter("a", pairs())]):
+        assert torch.equal(found, velocity(model))
+    assert len(made) == 1
+    before = snapshot(model)
+    with pytest.raises(AdapterError, match="not_there"):
+        attach(model, Adapter(name="b", weights=lambda: weights({"not_there": (torch.ones(1, 4),) * 2})))
+    assert_untouched(model, before)
+
+
 def test_no_weights_at_all(model):
     with pytest.raises(AdapterError, match="is empty"):
         attach(model, adapter("a", {}))
