@@ -1,0 +1,108 @@
+"""Whether a Lightning file, the loaded model and the request belong together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qwenimage_core.errors import RequestError
+from qwenimage_lightning.recognise import PUBLISHED_STEPS, LightningFile, lora_file
+
+if TYPE_CHECKING:
+    from qwenimage_core.context import Context
+
+ZERO_COND_T_FAMILY = "Qwen-Image-Edit-2511"
+
+
+def check_request(ctx: Context) -> None:
+    """Raises RequestError, with the reason, for what does not belong together. Reads no more than the file's header."""
+    lightning = ctx.request.lightning
+    if lightning is None:
+        return
+    _check_guidance(ctx)
+    if lightning is not True:
+        file = LightningFile(lora_file(lightning))
+        _check_lora(file)
+        _check_steps(ctx, file)
+        _check_size(ctx, file)
+        _check_family(ctx, file)
+        _check_base_dtype(ctx, file)
+
+
+def _check_guidance(ctx: Context) -> None:
+    if ctx.request.cfg_scale != 1:
+        raise RequestError(
+            "Lightning runs without guidance: it was distilled to give the guided velocity in one pass.",
+            got=f"cfg_scale={ctx.request.cfg_scale:g}",
+            expected="cfg_scale=1",
+            mend="leave cfg_scale out, or leave lightning out",
+        )
+    if ctx.request.exponential_shift_mu is not None:
+        raise RequestError(
+            "Lightning has a schedule of its own, with a fixed shift of 3.",
+            got=f"exponential_shift_mu={ctx.request.exponential_shift_mu:g}",
+            mend="leave exponential_shift_mu out",
+        )
+
+
+def _check_lora(file: LightningFile) -> None:
+    if not file.is_lora:
+        raise RequestError(
+            f"{file.path.name} is no LoRA: it holds a model's weights.",
+            got=", ".join(list(file.checkpoint.shapes)[:3]),
+            mend="give it as the transformer in model_configs, and lightning=True for its schedule",
+        )
+
+
+def _check_steps(ctx: Context, file: LightningFile) -> None:
+    allowed = PUBLISHED_STEPS if file.steps is None else (file.steps,)
+    if ctx.steps not in allowed:
+        said = "by its name or metadata" if file.steps else "as all published Lightning files"
+        expected = " or ".join(map(str, allowed))
+        raise RequestError(
+            f"{file.path.name} is for {expected} steps, {said}.",
+            got=f"num_inference_steps={ctx.steps}",
+            expected=expected,
+            mend="leave num_inference_steps out, or give the file for that number of steps",
+        )
+
+
+def _check_size(ctx: Context, file: LightningFile) -> None:
+    blocks, width = ctx.backbone.blocks, ctx.backbone.token_width
+    if file.blocks != blocks or file.width not in (None, width):
+        raise RequestError(
+            f"{file.path.name} was made for another transformer.",
+            got=f"{file.blocks} blocks" + (f" of width {file.width}" if file.width else ""),
+            expected=f"{blocks} blocks of width {width}",
+        )
+
+
+def _check_family(ctx: Context, file: LightningFile) -> None:
+    """Most bases look alike; those that can be told apart are: Layered, and Edit-2511 with pictures at time zero."""
+    base, family = None, file.family
+    given = getattr(ctx.request, "zero_cond_t", None)
+    if ctx.backbone.additional_t or ctx.backbone.position_rule == "layer3d":
+        base = "Qwen-Image-Layered"
+    elif family is not None and (ctx.backbone.zero_cond_t if given is None else given) != (
+        family == ZERO_COND_T_FAMILY
+    ):
+        other = "another model, without pictures at time zero"
+        base = other if family == ZERO_COND_T_FAMILY else ZERO_COND_T_FAMILY
+    if base is not None:
+        raise RequestError(
+            f"{file.path.name} is for {family or 'Qwen-Image and its Edit models'}; loaded is {base}.",
+            expected=f"a Lightning file for {base}"
+            if family != ZERO_COND_T_FAMILY
+            else f"the weights of {family}",
+            mend="load the base that the file was distilled from; zero_cond_t in its config.json marks Edit-2511",
+        )
+
+
+def _check_base_dtype(ctx: Context, file: LightningFile) -> None:
+    tensors = ctx.components["transformer"][0].checkpoint.tensors.values()
+    float8 = any(tensor.dtype.startswith("float8") for tensor in tensors)
+    if float8 != file.for_fp8_base:
+        raise RequestError(
+            f"{file.path.name} was distilled on a base in {'float8' if file.for_fp8_base else '16 bits'}.",
+            got=f"weights in {'float8, cast without scales' if float8 else 'more than 8 bits'}",
+            mend="load the base it was distilled on: the other one gives pictures with a grid over them",
+        )
