@@ -26,6 +26,11 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "QwenImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKLQwenImage"],
 }
+DEFAULTS = {
+    "height": 128,
+    "width": 128,
+    "num_inference_steps": 20,
+}  # of a request; 128 is the only size it knows
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "base_image_seq_len": 256,
@@ -73,9 +78,12 @@ def export(training: Path, target: Path) -> None:
     _write_json(target / "processor" / "preprocessor_config.json", IMAGE_PROCESSOR)
     _write_json(target / "scheduler" / "scheduler_config.json", SCHEDULER)
     _write_json(target / "model_index.json", MODEL_INDEX)
+    _write_json(target / "defaults.json", DEFAULTS)
     _write_json(target / "transformer" / "config.json", transformer_config())
     tensors = {name: value.half().contiguous() for name, value in average.items()}
     _save(tensors, target / "transformer" / "diffusion_pytorch_model.safetensors")
+    for file in target.rglob("*.safetensors"):
+        file.chmod(0o644)  # the writer makes them private, which an installed package must not be
 
 
 def transformer_config() -> dict[str, Any]:

@@ -57,6 +57,9 @@ class CaptionEncoder:
         return [encoded[number] for number in range(len(captions))]
 
 
+TWO_THINGS = 0.75  # share of such scenes: they are harder, and show two shapes at the cost of one picture
+
+
 @dataclass
 class Pool:
     """Examples in float16: packed latents (count, N, C) and one (L, E) text condition each."""
@@ -93,7 +96,7 @@ def make_pool(number: int, size: int, encoder: CaptionEncoder, held_out: bool = 
     rng = random.Random(f"pool-{number}-{held_out}")
     packed, captions = [], []
     for start in range(0, size, 256):
-        scenes = [sample_scene(rng, held_out) for _ in range(min(256, size - start))]
+        scenes = [sample_scene(rng, held_out, TWO_THINGS) for _ in range(min(256, size - start))]
         captions += [caption(scene, rng) for scene in scenes]
         pictures = torch.stack([render(scene) for scene in scenes])
         z = latents.normalise(latents.cells(pictures))

@@ -53,10 +53,10 @@ class Settings:
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     warmup: int = 100
-    cooldown: float = 0.2  # share of the steps, at the end, in which the learning rates fall to zero
+    cooldown: float = 0.45  # share of the steps, at the end, in which the learning rates fall to zero
     dropout: float = 0.1  # share of batches without a caption, for guidance
     pool_size: int = 16_000
-    pool_passes: int = 3
+    pool_passes: int = 4
     ema: float = 0.999
 
     def rate(self, step: int) -> float:
@@ -275,10 +275,12 @@ def main() -> None:
         "folder", type=Path, help="the training folder, with the text encoder in its model/ folder"
     )
     parser.add_argument("--steps", type=int, required=True, help="in all, those already done included")
+    parser.add_argument("--cooldown", type=float, default=0.45, help="share of the steps with falling rates")
     parser.add_argument("--workers", type=int, default=2, help="threads that share a batch")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    training = TransformerTraining(arguments.folder, Settings(steps=arguments.steps), arguments.workers)
+    settings = Settings(steps=arguments.steps, cooldown=arguments.cooldown)
+    training = TransformerTraining(arguments.folder, settings, arguments.workers)
     run(training, Log(arguments.folder / "transformer_log.jsonl"))
 
 
