@@ -36,6 +36,18 @@ def pixels(path: str | Path) -> bytes:
         return picture.tobytes()
 
 
+def write_lora(path: Path, seed: int) -> None:
+    """A LoRA of one layer of the tiny model."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    name = "transformer_blocks.1.attn.to_k"
+    save_file(
+        {f"{name}.lora_A.weight": torch.randn(2, 64), f"{name}.lora_B.weight": torch.randn(64, 2)}, path
+    )
+
+
 @pytest.fixture
 def model(tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "model"))
@@ -147,27 +159,71 @@ class TestDifferences:
         assert "not there as it was" in run("again", "a.png").err
 
     def test_a_lora_that_changed_or_went(self, run, draw, tmp_path: Path) -> None:
-        import torch
-        from safetensors.torch import save_file
-
-        def write(seed: int) -> None:
-            torch.manual_seed(seed)
-            name = "transformer_blocks.1.attn.to_k"
-            tensors = {
-                f"{name}.lora_A.weight": torch.randn(2, 64),
-                f"{name}.lora_B.weight": torch.randn(64, 2),
-            }
-            save_file(tensors, tmp_path / "style.safetensors")
-
-        write(0)
+        write_lora(tmp_path / "style.safetensors", 0)
         draw("x", "--lora", "style.safetensors=0.7", "-o", "a.png")
         assert run("again", "a.png").code == 0
         assert pixels("a.png") == pixels("a-again.png")
-        write(1)
+        write_lora(tmp_path / "style.safetensors", 1)
         done = run("again", "a.png", "-o", "b.png")
         assert done.code == 1 and "LoRA style: made with sha256:" in done.err
         Path("style.safetensors").unlink()
         assert "The LoRA style is not there" in run("again", "a.png", "-o", "b.png").err
+
+
+RECIPE = """
+from qwenimage_core.adapters.lora import Adapter
+from qwenimage_core.hooks import hookimpl
+from qwenimage_core.request import FieldsModel
+from qwenimage_core.values import Condition, Recipe
+
+class Fields(FieldsModel):
+    style_file: str | None = None
+
+@hookimpl
+def request_fields():
+    return Fields
+
+@hookimpl
+def condition(ctx):
+    return Condition(adapters=(Adapter(name="style", weights=ctx.request.style_file),))
+
+@hookimpl
+def recipes():
+    parts = tuple(dict(path="model/" + part) for part in ("transformer", "vae", "text_encoder"))
+    defaults = dict(height=32, width=48, num_inference_steps=2, cfg_scale=1)
+    tokenizer = dict(path="model/tokenizer")
+    return [Recipe(name="toy", summary="a toy", models=parts, tokenizer=tokenizer, defaults=defaults)]
+"""
+
+
+class TestRecipesAndAdaptersOfPlugins:
+    def test_a_recipe_is_run_again_by_its_name(self, run, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "toy.py").write_text(RECIPE)
+        done = run("generate", "x", "--recipe", "toy", "--plugin", "toy.py", "-o", "a.png")
+        assert done.code == 0, done.err
+        record = read_metadata("a.png")
+        assert (record.model.source, record.request["height"], record.request["cfg_scale"]) == (
+            "recipe:toy",
+            32,
+            1.0,
+        )
+        assert run("again", "a.png", "--plugin", "toy.py").code == 0
+        assert pixels("a.png") == pixels("a-again.png")
+        done = run("again", "a.png", "-o", "b.png")
+        assert done.code == 1 and "There is no recipe 'toy'" in done.err
+        done = run("generate", "x", "--recipe", "toy", "--plugin", "toy.py", "--model", "tiny")
+        assert done.code == 1 and "--model and --recipe" in done.err
+
+    def test_a_lora_file_that_a_plugin_brings_is_held_to_its_digest(self, run, draw, tmp_path: Path) -> None:
+        write_lora(tmp_path / "style.safetensors", 0)
+        (tmp_path / "toy.py").write_text(RECIPE)
+        draw("x", "--plugin", "toy.py", "--style-file", "style.safetensors", "-o", "a.png")
+        assert read_metadata("a.png").components["lora/style"].startswith("sha256:")
+        assert run("again", "a.png", "--plugin", "toy.py").code == 0
+        assert pixels("a.png") == pixels("a-again.png")
+        write_lora(tmp_path / "style.safetensors", 1)
+        done = run("again", "a.png", "--plugin", "toy.py", "-o", "b.png")
+        assert done.code == 1 and "component lora/style: made with sha256:" in done.err
 
 
 class TestPlugins:
