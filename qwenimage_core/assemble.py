@@ -53,7 +53,7 @@ def assemble(
     transformer, vae, text_encoder = (components[name][0] for name in ("transformer", "vae", "text_encoder"))
     return {
         "components": components,
-        "prompts": _prompt_encoder(bundle, text_encoder),
+        "prompts": prompt_encoder(text_encoder, bundle.tokenizer, bundle.processor),
         "backbone": BackboneDescription.of_qwen_image(
             transformer.skeleton.config, vae.skeleton.config, text_encoder.skeleton.width
         ),
@@ -98,13 +98,16 @@ def _specs(registry: PluginRegistry) -> tuple[ComponentSpec, ...]:
     )
 
 
-def _prompt_encoder(bundle: Bundle, text_encoder: Component) -> PromptEncoder:
-    tokenizer = load_tokenizer(locate_folder(bundle.tokenizer or TOKENIZER))
+def prompt_encoder(
+    text_encoder: Component, tokenizer: ModelConfig | None = None, processor: ModelConfig | None = None
+) -> PromptEncoder:
+    """What encodes prompts: with the published tokenizer and picture preparation where none is given. The text encoder
+    is read on first use."""
+    tokens = PromptTokenizer(load_tokenizer(locate_folder(tokenizer or TOKENIZER)))
     preparation = PicturePreparation()
-    if bundle.processor is not None:
-        settings = locate_folder(bundle.processor) / PREPROCESSOR_FILE
-        preparation = PicturePreparation.from_dict(read_json(settings))
-    return PromptEncoder(PromptTokenizer(tokenizer), text_encoder.load, preparation)
+    if processor is not None:
+        preparation = PicturePreparation.from_dict(read_json(locate_folder(processor) / PREPROCESSOR_FILE))
+    return PromptEncoder(tokens, text_encoder.load, preparation)
 
 
 def _defaults(bundle: Bundle) -> Mapping[str, Any]:
