@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from qwenimage_core.catalogue import extra_named
+from qwenimage_core.cli.report import columns
 from qwenimage_core.cli.session import Json
 from qwenimage_core.errors import QwenImageError
 from qwenimage_core.loading.bundle import MODELS_GROUP, WEIGHTS, find_bundle
@@ -43,27 +41,22 @@ def list_models(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"folder": str(base), "models": found, "components": kinds}))
         return
-    console = Console()
-    table = Table("model", "component", "weights", "state", box=None, pad_edge=False)
-    for model in found:
-        for number, part in enumerate(model["components"] or [{}]):
-            size = f"{part['bytes'] / MIB:.1f} MiB" if "bytes" in part else "-"
-            state = part.get("error") or model["error"] or "complete"
-            table.add_row(
-                *map(escape, (model["name"] if number == 0 else "", part.get("kind", "-"), size, state))
-            )
     if found:
-        console.print(table)
+        rows = [row for model in found for row in _rows(model)]
+        print(columns(("model", "component", "weights", "state"), *rows))
     else:
         tiny = extra_named("tiny")
-        console.print(
-            f"No model is here ({base}). The embedded one: {tiny.pip if tiny else ''}", markup=False
-        )
-    console.print("\nThe published components and where they come from:")
-    table = Table("component", "model id", "files", box=None, pad_edge=False)
-    for kind in kinds:
-        table.add_row(*map(escape, kind.values()))
-    console.print(table)
+        print(f"No model is here ({base}). The embedded one: {tiny.pip if tiny else ''}")
+    print("\nThe published components and where they come from:")
+    print(columns(("component", "model id", "files"), *(tuple(kind.values()) for kind in kinds)))
+
+
+def _rows(model: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """A line for each component, the model's name on the first."""
+    for number, part in enumerate(model["components"] or [{}]):
+        size = f"{part['bytes'] / MIB:.1f} MiB" if "bytes" in part else "-"
+        state = part.get("error") or model["error"] or "complete"
+        yield model["name"] if number == 0 else "", part.get("kind", "-"), size, state
 
 
 def _installed(specs: Sequence[ComponentSpec]) -> list[dict[str, Any]]:

@@ -9,10 +9,8 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from qwenimage_core.cli.report import columns
 from qwenimage_core.cli.session import Json, PluginFiles
 from qwenimage_core.errors import QwenImageError
 from qwenimage_core.hooks import HOOK_API
@@ -38,10 +36,8 @@ def list_plugins(plugin: PluginFiles = None, as_json: Json = False) -> None:
     if not records:
         print('No plugin is installed. For example: pip install "qwenimage-core[edit]"')
         return
-    table = Table("plugin", "version", "from", "state", box=None, pad_edge=False)
-    for r in records:
-        table.add_row(*(escape(x) for x in (r.name, r.version or "-", r.distribution or r.target, r.state)))
-    Console().print(table)
+    rows = [(r.name, r.version or "-", r.distribution or r.target, r.state) for r in records]
+    print(columns(("plugin", "version", "from", "state"), *rows))
 
 
 @app.command()

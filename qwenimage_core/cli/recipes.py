@@ -7,10 +7,8 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from qwenimage_core.cli.report import columns
 from qwenimage_core.cli.session import Json, PluginFiles
 from qwenimage_core.recipes import all_recipes, find_recipe
 from qwenimage_core.registry import PluginRegistry
@@ -29,10 +27,8 @@ def list_recipes(plugin: PluginFiles = None, as_json: Json = False) -> None:
         rows = [{"name": r.name, "owner": o, "summary": r.summary} for o, r in recipes.values()]
         print(json.dumps({"recipes": rows}, ensure_ascii=False))
         return
-    table = Table("recipe", "owner", "what it does", box=None, pad_edge=False)
-    for owner, recipe in recipes.values():
-        table.add_row(*(escape(text) for text in (recipe.name, owner, recipe.summary)))
-    Console().print(table)
+    found = [(recipe.name, owner, recipe.summary) for owner, recipe in recipes.values()]
+    print(columns(("recipe", "owner", "what it does"), *found))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -32,6 +33,13 @@ def show(error: BaseException, *, as_json: bool, debug: bool) -> None:
         str(error) if isinstance(error, QwenImageError) else f"{parts['what']}\n  to mend:  {parts['mend']}"
     )
     print("\n".join([f"error: {text}", *(f"  ({note})" for note in notes)]), file=sys.stderr)
+
+
+def columns(*rows: Sequence[str]) -> str:
+    """Rows as columns, never cut off: names in them are there to be copied, and other programs read them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _unexpected(error: BaseException) -> dict[str, str | None]:

@@ -23,7 +23,11 @@ def test_folders_under_models_with_their_components(run, tiny: Path, tmp_path: P
     assert all(p["bytes"] > 10_000 and "error" not in p for p in parts.values())
     assert {c["kind"] for c in shown["components"]} == {"transformer", "text_encoder", "vae"}
     text = run("models", "list").out
-    assert "me/mine" in text and "complete" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["flat", "text_encoder"] in [row[:2] for row in rows] and ["transformer", "1.3"] in [
+        r[:2] for r in rows
+    ]
+    assert "transformer/diffusion_pytorch_model*.safetensors" in text  # whole, whatever the terminal's width
 
 
 def test_weights_that_lie_in_a_repository_of_their_own(run, tiny: Path, tmp_path: Path) -> None:
