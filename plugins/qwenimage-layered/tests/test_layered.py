@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from PIL import Image
 
 import qwenimage_layered
 from qwenimage_core import QwenImagePipeline, RequestError
+from qwenimage_core.testing import write_tiny_checkpoint
 from qwenimage_layered.fields import MAX_LAYERS
 
 from .conftest import Fields, MakePipe, picture
@@ -134,6 +138,18 @@ def test_a_model_without_layers_is_refused(make_pipe: MakePipe, small: Fields) -
         make_pipe(qwenimage_layered, variant="base")(
             PROMPT, **small, layer_input_image=picture(48, 64), layer_num=2
         )
+
+
+def test_a_vae_without_alpha_is_refused(tmp_path: Path, small: Fields) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "layered", variant="layered")
+    other = write_tiny_checkpoint(tmp_path / "base")
+    shutil.rmtree(folder / "vae")
+    (other / "vae").rename(folder / "vae")
+    pipe = QwenImagePipeline.from_pretrained(str(folder), plugins=[qwenimage_layered])
+    with pytest.raises(
+        RequestError, match=r"(?s)4 channels; the loaded VAE has 3.*Qwen-Image-Layered has its own"
+    ):
+        pipe(PROMPT, **small, layer_input_image=picture(48, 64), layer_num=2)
 
 
 def test_a_start_picture_is_refused(pipe: QwenImagePipeline, small: Fields) -> None:
