@@ -34,8 +34,8 @@ def check_target(layout: Layout) -> None:
     grid = layout[NOISE].grid
     if grid is not None and grid.frames > 1:
         raise RequestError(
-            "A ControlNet guides one picture; this request draws several layers at once.",
-            got=f"{grid.frames} frames",
+            "blockwise-controlnet guides one picture; layered draws several at once, and the control is of none of them.",
+            got=f"a target of {grid.frames} layers",
             mend="leave out blockwise_controlnet_inputs, or draw one layer (layer_num=0)",
         )
 
@@ -104,13 +104,14 @@ class Control:
 
 
 def blackened(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """The picture, black where the mask (resized bicubically to it) is above mid-grey: what is to be repainted."""
+    """The picture, black (and transparent, if it has an alpha) where the mask, resized bicubically to it, is above
+    mid-grey: what is to be repainted."""
     from PIL import Image
 
-    picture = picture.convert("RGB")
+    picture = picture if picture.mode == "RGBA" else picture.convert("RGB")
     on_HW = to_tensor(mask.convert("RGB").resize(picture.size))[0].mean(dim=0) > 0
     hole = Image.fromarray(on_HW.to(torch.uint8).mul(255).numpy())
-    return Image.composite(Image.new("RGB", picture.size), picture, hole)
+    return Image.composite(Image.new(picture.mode, picture.size), picture, hole)
 
 
 def keep_mask(mask: Image.Image, height: int, width: int) -> torch.Tensor:

@@ -1,0 +1,191 @@
+"""ControlNets and Lightning together with other plugins against DiffSynth-Studio, live on equal weights.
+
+A Lightning file is fused into the peer's weights, whose scheduler is replaced: those pipelines are made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import qwenimage_blockwise_controlnet
+import qwenimage_edit
+import qwenimage_eligen
+import qwenimage_in_context_control
+import qwenimage_layered
+import qwenimage_lightning
+from qwenimage_core import ModelConfig, QwenImagePipeline
+from qwenimage_core.testing import write_tiny_checkpoint
+from tests.cases import HEIGHT, WIDTH, assert_pictures_equal, mask, picture
+
+from .peers import diffsynth_pipeline, tanh_gelu
+
+pytest.importorskip("diffsynth")
+
+PLUGINS = [
+    qwenimage_blockwise_controlnet,
+    qwenimage_edit,
+    qwenimage_eligen,
+    qwenimage_in_context_control,
+    qwenimage_layered,
+    qwenimage_lightning,
+]
+SHARED: dict[str, Any] = {
+    "prompt": "Context_Control. a red circle",
+    "height": HEIGHT,
+    "width": WIDTH,
+    "num_inference_steps": 4,
+    "seed": 7,
+    "progress_bar_cmd": iter,
+}
+FLIPPED = picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+SIDE = {"inputs": [{"image": FLIPPED, "end": 0.3}]}
+BOTH_SIDES = {
+    "inputs": [
+        {"image": FLIPPED},
+        {"controlnet_id": 1, "image": picture(), "inpaint_mask": mask().convert("RGB")},
+    ]
+}
+ENTITIES = {
+    "eligen_entity_prompts": ["a circle", "sky"],
+    "eligen_entity_masks": [mask().convert("RGB"), mask().convert("RGB").rotate(180)],
+}
+EDIT = {"edit_image": [picture(), FLIPPED], "edit_image_auto_resize": False}
+ZERO = {"zero_cond_t": True}
+CONTEXT = {"context_image": picture().rotate(180)}
+ONE_LAYER = {"layer_input_image": picture().convert("RGBA"), "layer_num": 0}
+RGBA_SIDES = {
+    "inputs": [
+        {key: v.convert("RGBA") if key == "image" else v for key, v in i.items()}
+        for i in BOTH_SIDES["inputs"]
+    ]
+}
+
+# Variant, fields, and whether with a Lightning file.
+CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "a ControlNet and references at time zero": ("edit-2511", SIDE | EDIT | ZERO, False),
+    "a ControlNet and context": ("base", SIDE | CONTEXT, False),
+    "two ControlNets, entities, references and context": (
+        "edit-2509",
+        BOTH_SIDES | ENTITIES | EDIT | CONTEXT,
+        False,
+    ),
+    "two ControlNets and one layer": ("layered", RGBA_SIDES | ONE_LAYER, False),
+    "few steps and references at time zero": ("edit-2511", EDIT | ZERO, True),
+    "few steps and one reference": ("edit", EDIT | {"edit_image": picture()}, True),
+    "few steps, entities and a ControlNet": ("base", ENTITIES | SIDE, True),
+    "few steps and context": ("base", CONTEXT, True),
+    "few steps, references at time zero, entities and a ControlNet": (
+        "edit-2511",
+        EDIT | ZERO | ENTITIES | SIDE,
+        True,
+    ),
+}
+
+
+def lightning_name(variant: str) -> str:
+    return {"base": "Qwen-Image", "edit": "Qwen-Image-Edit", "edit-2511": "Qwen-Image-Edit-2511"}[variant] + (
+        "-Lightning-4steps-V1.0-bf16.safetensors"
+    )
+
+
+def write_lightning(path: Path) -> Path:
+    draw = torch.Generator().manual_seed(1)
+    tensors = {}
+    for block in range(2):
+        for module, inner in (("attn.to_q", 64), ("img_mlp.net.2", 256), ("attn.add_v_proj", 64)):
+            name = f"transformer_blocks.{block}.{module}"
+            tensors[f"{name}.lora_down.weight"] = torch.randn(8, inner, generator=draw) * inner**-0.5
+            tensors[f"{name}.lora_up.weight"] = torch.randn(64, 8, generator=draw)
+            tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, path)
+    return path
+
+
+def controlnets(folder: Path) -> tuple[list[Path], Any]:
+    """Files of two, and the peer's module of them."""
+    from diffsynth.models.qwen_image_controlnet import QwenImageBlockWiseControlNet
+    from diffsynth.pipelines.qwen_image import QwenImageBlockwiseMultiControlNet
+
+    torch.manual_seed(0)
+    nets = [QwenImageBlockWiseControlNet(num_layers=2, additional_in_dim=more, dim=64) for more in (0, 4)]
+    files = [folder / f"side-{number}.safetensors" for number in range(2)]
+    for net, file in zip(nets, files, strict=True):
+        for name, tensor in net.named_parameters():
+            scale = 0.1 if tensor.ndim == 1 else tensor.shape[1] ** -0.5
+            tensor.data = scale * torch.randn(tensor.shape) + ("rms" in name)
+        save_file(net.state_dict(), file)
+    return files, QwenImageBlockwiseMultiControlNet(nets)
+
+
+Both = Callable[[str, bool], tuple[QwenImagePipeline, Any, Path | None]]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """Ours, theirs, and the Lightning file that theirs has within."""
+    models = tmp_path_factory.mktemp("models")
+
+    @cache
+    def make(variant: Any, lightning: bool) -> tuple[QwenImagePipeline, Any, Path | None]:
+        from diffsynth.diffusion import FlowMatchScheduler
+
+        folder = write_tiny_checkpoint(models / f"{variant}-{lightning}", variant=variant, seed=2)
+        files, side = controlnets(folder)
+        ours = QwenImagePipeline.from_pretrained(
+            model_configs=[
+                *(ModelConfig(path=folder / name) for name in ("transformer", "text_encoder", "vae")),
+                *(ModelConfig(path=file) for file in files),
+            ],
+            tokenizer_config=ModelConfig(path=folder / "tokenizer"),
+            processor_config=ModelConfig(path=folder / "processor"),
+            torch_dtype=torch.float32,
+            device="cpu",
+            plugins=PLUGINS,
+        )
+        ours.prompts.positions = "flat"  # as the peer under transformers 5
+        theirs = tanh_gelu(diffsynth_pipeline(folder))
+        theirs.blockwise_controlnet = side
+        file = None
+        if lightning:
+            file = write_lightning(folder / lightning_name(variant))
+            theirs.load_lora(theirs.dit, str(file))
+            theirs.scheduler = FlowMatchScheduler("Qwen-Image-Lightning")
+        return ours, theirs, file
+
+    return make
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pictures_and_latents_equal_diffsynth(case: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffsynth.utils.controlnet import ControlNetInput as TheirInput
+
+    variant, given, few = CASES[case]
+    ours, theirs, file = both(variant, few)
+    fields = {**SHARED, **given}
+    inputs = fields.pop("inputs", None)
+    final: list[torch.Tensor] = []
+    decode = theirs.vae.decode
+    monkeypatch.setattr(theirs.vae, "decode", lambda z, **options: final.append(z) or decode(z, **options))
+    guidance = {"cfg_scale": 1.0} if few else {"negative_prompt": "blurred"}
+    side = {"blockwise_controlnet_inputs": [TheirInput(**i) for i in inputs]} if inputs else {}
+    images = theirs(**fields, **guidance, **side)
+    latents = torch.cat(final)
+
+    mine = {**fields, **({"lightning": file} if few else guidance)}
+    mine |= {"blockwise_controlnet_inputs": inputs} if inputs else {}
+    found = ours(**mine, output_type="latent").reshape(latents.shape)
+    print(
+        f"{case}: final latents of up to {latents.abs().max():.1f} differ by {(found - latents).abs().max():.1e}"
+    )
+    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
+    drawn = ours(**mine)
+    for one, other in zip(*(i if isinstance(i, list) else [i] for i in (drawn, images)), strict=True):
+        assert_pictures_equal(one, other)
