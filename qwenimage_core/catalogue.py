@@ -40,7 +40,12 @@ EXTRAS = (
         fields=("blockwise_controlnet_inputs",),
     ),
     Extra(name="in-context-control", distribution="qwenimage-in-context-control", fields=("context_image",)),
-    Extra(name="i2l", distribution="qwenimage-i2l", fields=("i2l_images",), commands=("i2l",)),
+    Extra(
+        name="i2l",
+        distribution="qwenimage-i2l",
+        fields=("i2l_images", "i2l_mode", "i2l_strength", "i2l_bias"),
+        commands=("i2l",),
+    ),
     Extra(name="lightning", distribution="qwenimage-lightning", fields=("lightning",)),
     Extra(name="train", distribution="qwenimage-training", commands=("train",)),
     Extra(name="tiny", distribution="qwenimage-tiny"),
