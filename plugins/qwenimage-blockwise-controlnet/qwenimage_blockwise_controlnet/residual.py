@@ -34,7 +34,7 @@ def check_target(layout: Layout) -> None:
     grid = layout[NOISE].grid
     if grid is not None and grid.frames > 1:
         raise RequestError(
-            "blockwise-controlnet guides one picture; layered draws several at once, and the control is of none of them.",
+            "blockwise-controlnet guides one picture; layered draws several at once, and the control fits none.",
             got=f"a target of {grid.frames} layers",
             mend="leave out blockwise_controlnet_inputs, or draw one layer (layer_num=0)",
         )

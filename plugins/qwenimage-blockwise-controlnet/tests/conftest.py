@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_pipe(folder: Path) -> Callable[..., QwenImagePipeline]:
     """A pipeline with these ControlNet files."""
 
-    def opened(*controlnets: Path) -> QwenImagePipeline:
+    def opened(*controlnets: Path, plugins: Sequence[Any] = ()) -> QwenImagePipeline:
         parts = [folder / name for name in ("transformer", "text_encoder", "vae")]
         return QwenImagePipeline.from_pretrained(
             model_configs=[ModelConfig(path=path) for path in (*parts, *controlnets)],
             tokenizer_config=ModelConfig(path=folder / "tokenizer"),
             torch_dtype=torch.float32,
             device="cpu",
-            plugins=[qwenimage_blockwise_controlnet],
+            plugins=[qwenimage_blockwise_controlnet, *plugins],
         )
 
     return opened

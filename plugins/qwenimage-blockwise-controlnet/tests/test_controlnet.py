@@ -14,7 +14,16 @@ from PIL import Image
 from qwenimage_blockwise_controlnet import ControlNetInput
 from qwenimage_blockwise_controlnet.model import new_controlnet, save_controlnet
 from qwenimage_blockwise_controlnet.residual import active_steps, blackened, keep_mask
-from qwenimage_core import LoadError, QwenImagePipeline, RequestError
+from qwenimage_core import (
+    Condition,
+    Context,
+    FieldsModel,
+    LoadError,
+    QwenImagePipeline,
+    RequestError,
+    Target,
+    hookimpl,
+)
 
 from .conftest import HEIGHT, WIDTH, mask, picture, random_controlnet
 
@@ -238,3 +247,29 @@ def test_a_controlnet_that_lacks_a_tensor_is_refused(
     save_file(tensors, path)
     with pytest.raises(LoadError, match=r"controlnet_blocks\.1\.output_proj\.bias"):
         open_pipe(path)
+
+
+class Layers:
+    """A target of several pictures at once."""
+
+    NAME = "layers"
+
+    class Fields(FieldsModel):
+        layers: int | None = None
+
+    @hookimpl
+    def request_fields(self) -> type[FieldsModel]:
+        return self.Fields
+
+    @hookimpl
+    def condition(self, ctx: Context) -> Condition:
+        return Condition(target=Target(frames=ctx.request.layers))
+
+
+def test_several_layers_at_once_are_refused(
+    open_pipe: Callable[..., QwenImagePipeline], folder: Path, small: Fields
+) -> None:
+    pipe = open_pipe(folder.parent / "controlnet-0.safetensors", plugins=[Layers()])
+    assert draw(pipe, small, EDGES, layers=1).isfinite().all()
+    with pytest.raises(RequestError, match="guides one picture; layered draws several"):
+        draw(pipe, small, EDGES, layers=2)
