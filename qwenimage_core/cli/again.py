@@ -12,14 +12,8 @@ import typer
 from qwenimage_core.cli.output import save
 from qwenimage_core.cli.session import Json, Overwrite, PluginFiles, Session, open_session, progress
 from qwenimage_core.errors import LoadError, QwenImageError
-from qwenimage_core.metadata import (
-    PICTURE,
-    PictureMetadata,
-    check_target,
-    find_picture,
-    read_metadata,
-    versions,
-)
+from qwenimage_core.metadata import PICTURE, PictureMetadata, find_picture, versions
+from qwenimage_core.picture_files import check_target, read_metadata
 from qwenimage_core.registry import PluginRegistry
 
 if TYPE_CHECKING:

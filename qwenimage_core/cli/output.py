@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from qwenimage_core.errors import QwenImageError, RequestError
-from qwenimage_core.metadata import KINDS, PictureMetadata, check_target, save_picture
+from qwenimage_core.metadata import PictureMetadata
+from qwenimage_core.picture_files import KINDS, check_target, save_picture
 
 TENSORS = ".safetensors"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenimage_core.metadata import read_metadata, save_picture
+from qwenimage_core.picture_files import read_metadata, save_picture
 
 SMALL = ("--height", 32, "--width", 48, "--num-inference-steps", 2)
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from qwenimage_core.metadata import picture_digest, read_metadata
+from qwenimage_core.metadata import picture_digest
+from qwenimage_core.picture_files import read_metadata
 
 SMALL = ("--height", 32, "--width", 48, "--num-inference-steps", 2)
 

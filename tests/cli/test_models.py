@@ -24,9 +24,7 @@ def test_folders_under_models_with_their_components(run, tiny: Path, tmp_path: P
     assert {c["kind"] for c in shown["components"]} == {"transformer", "text_encoder", "vae"}
     text = run("models", "list").out
     rows = [line.split() for line in text.splitlines()]
-    assert ["flat", "text_encoder"] in [row[:2] for row in rows] and ["transformer", "1.3"] in [
-        r[:2] for r in rows
-    ]
+    assert ["flat", "text_encoder"] in [row[:2] for row in rows]
     assert "transformer/diffusion_pytorch_model*.safetensors" in text  # whole, whatever the terminal's width
 
 

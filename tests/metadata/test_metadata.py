@@ -24,9 +24,8 @@ from qwenimage_core.metadata import (
     describe,
     find_picture,
     picture_digest,
-    read_metadata,
-    save_picture,
 )
+from qwenimage_core.picture_files import read_metadata, save_picture
 from qwenimage_core.request import CoreRequest, FieldsModel, Picture
 
 FORMATS = ["png", "jpg", "jpeg", "webp"]
@@ -217,6 +216,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 from PIL import Image
 from qwenimage_core.errors import QwenImageError
 from qwenimage_core.metadata import *
+from qwenimage_core.picture_files import *
 from qwenimage_core.request import CoreRequest
 record = describe(CoreRequest(prompt="x"), prompt="x", seed=1, plugins=[], components={{}},
                   model=ModelUsed(source="t", dtype="float32", device="cpu"))
