@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qwenimage_blockwise_controlnet.annotators import check_installed
 from qwenimage_blockwise_controlnet.component import KIND
 from qwenimage_core.errors import RequestError
+from qwenimage_core.images import is_transparent
 
 if TYPE_CHECKING:
     from qwenimage_blockwise_controlnet.fields import ControlNetInput
@@ -23,6 +24,7 @@ def check_input(ctx: Context, number: int, given: ControlNetInput) -> None:
     _check_base(ctx, given.controlnet_id, net)
     _check_mask(ctx, what, given, net)
     _check_sizes(ctx, what, given)
+    _check_opaque(ctx, what, given)
     if given.processor_id is not None:
         check_installed(given.processor_id)
 
@@ -69,6 +71,20 @@ def _check_mask(ctx: Context, what: str, given: ControlNetInput, net: Any) -> No
             f"{what} has inpaint_mask, which cannot act: {reads}, none of them for a mask.",
             mend="leave inpaint_mask out, or name an inpaint ControlNet by controlnet_id",
         )
+
+
+def _check_opaque(ctx: Context, what: str, given: ControlNetInput) -> None:
+    seen = {"inpaint_mask": given.inpaint_mask} | (
+        {"image": given.image} if ctx.backbone.image_channels == 3 else {}
+    )
+    for name, picture in seen.items():
+        if picture is not None and is_transparent(picture):
+            raise RequestError(
+                f"The {name} of {what[0].lower()}{what[1:]} is partly transparent, which this model cannot see.",
+                got=f"a picture of mode {picture.mode}",
+                expected="a picture without transparency",
+                mend='put it on a background first, or drop the transparency with picture.convert("RGB")',
+            )
 
 
 def _check_sizes(ctx: Context, what: str, given: ControlNetInput) -> None:

@@ -205,6 +205,7 @@ def test_an_input_that_cannot_act_is_refused_when_it_is_made(given: Fields, said
             {"image": picture(), "controlnet_id": 1, "inpaint_mask": mask((64, 64))},
             "inpaint_mask of input 1 .* another aspect",
         ),
+        ({"image": Image.new("RGBA", (WIDTH, HEIGHT))}, "image of input 1 .* partly transparent"),
         ({"image": picture(), "start": 0.6, "end": 0.5}, "acts in none of the 4 steps.*1, 0.667, 0.333, 0"),
         ({"image": picture(), "start": 0.2, "end": 0.6}, "begins after it ends"),
     ],

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from qwenimage_core.errors import RequestError
+from qwenimage_core.images import is_transparent
 from qwenimage_core.request import FieldsModel, Picture
 
 
@@ -37,7 +38,7 @@ class Fields(FieldsModel):
                 expected="two lists of the same length, at least 1",
             )
         for number, mask in enumerate(masks, 1):
-            if mask is None or ("A" in mask.getbands() and mask.getchannel("A").getextrema()[0] < 255):
+            if mask is None or is_transparent(mask):
                 raise RequestError(
                     f"Mask {number} of eligen_entity_masks is "
                     + ("missing." if mask is None else "partly transparent, so its area is not certain."),
