@@ -85,7 +85,9 @@ def i2l(
         facts = {"output": str(output), "mode": mode, "pictures": len(pictures)}
         print(json.dumps(facts | {"layers": len(lora.modules), "rank": rank}))
     else:
-        print(f"{output}: {len(lora.modules)} layers of rank {rank}, {mode} of {len(pictures)} pictures")
+        print(
+            f"{output}: {len(lora.modules)} layers of rank {rank}, {mode} of {len(pictures)} picture{'s' * (len(pictures) != 1)}"
+        )
 
 
 class Parts:

@@ -31,7 +31,7 @@ FINE_TOKENS = 37 * 37  # of a picture of 1024 x 1024 in the text encoder; one of
 
 _ENCODERS = "DiffSynth-Studio/General-Image-Encoders"
 _I2L = "DiffSynth-Studio/Qwen-Image-i2L"
-BIAS_FILE = {"model_id": _I2L, "origin_file_pattern": "Qwen-Image-i2L-Bias.safetensors"}
+BIAS_FILE: Mapping[str, Any] = {"model_id": _I2L, "origin_file_pattern": "Qwen-Image-i2L-Bias.safetensors"}
 
 
 def network_kind(network: str) -> str:

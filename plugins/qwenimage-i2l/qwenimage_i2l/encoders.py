@@ -96,7 +96,8 @@ def embed_dinov3(model: Any, picture: Image.Image) -> Tensor:
     frequencies are float32 whatever the model's dtype."""
     weight = model.embeddings.patch_embeddings.weight
     side = model.config.image_size
-    x_13HW = F.interpolate(_codes(picture).float() / 255, (side, side), mode="bilinear", antialias=True)
+    # times the reciprocal, as the published processor has it: a division rounds otherwise
+    x_13HW = F.interpolate(_codes(picture) * (1 / 255), (side, side), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values)[:, None, None] for values in (DINOV3_MEAN, DINOV3_STD))
     x_13HW = (x_13HW - mean) / std
     rope = model.rope_embeddings

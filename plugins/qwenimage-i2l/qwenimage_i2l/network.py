@@ -7,6 +7,7 @@ of width W, M their width in the middle. No biases, no activations.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -92,13 +93,13 @@ class LoraNetwork(nn.Module):
         """The LoRA of one picture, by path of the transformer's layers. `text_1TW` is for networks that read text."""
         like = next(self.parameters())
         x_1X = x_1X.to(like)
-        residuals: list[Tensor | None] = [None] * len(self.blocks)
+        blocks: list[Any] = list(self.blocks)
+        residuals: list[Tensor | None] = [None] * len(blocks)
         if text_1TW is not None:
             scaled_1TW = text_1TW.to(like) * RESIDUAL_SCALE
-            residuals = [block.proj_residual(scaled_1TW) for block in self.blocks]
+            residuals = [block.proj_residual(scaled_1TW) for block in blocks]
         return {
-            name: self.blocks[block].layers[layer](x_1X, residuals[block])
-            for block, layer, name in self._places
+            name: blocks[block].layers[layer](x_1X, residuals[block]) for block, layer, name in self._places
         }
 
 
