@@ -19,7 +19,7 @@ from qwenimage_core.testing import write_tiny_checkpoint
 from qwenimage_i2l.pictures import cropped
 from tests.cases import assert_pictures_equal
 
-from .peers import diffsynth_pipeline
+from .peers import diffsynth_pipeline, diffusers_pipeline
 
 pytest.importorskip("diffsynth")
 
@@ -263,3 +263,25 @@ def test_bias_and_picture_equal_diffsynth(
 
     ours.options = TransformerOptions(activation="quick_gelu")
     assert_pictures_equal(ours(**SHARED, **fields, i2l_strength=0.05), theirs(**SHARED))
+
+
+def test_diffusers_loads_the_file(theirs: Any, ours: QwenImagePipeline, tmp_path: Path) -> None:
+    """The file of the command, loaded by diffusers without conversion, draws what the run-time adapter draws."""
+    from qwenimage_core.adapters.convert import save_lora
+    from qwenimage_core.values import TransformerOptions
+
+    fields: dict[str, Any] = {"i2l_images": PICTURES[:2], "i2l_mode": "style"}
+    (adapter,) = ours.plan(**SHARED, **fields).adapters
+    save_lora(
+        adapter.read(ours.components["transformer"][0].module), tmp_path / "lora.safetensors", "diffsynth"
+    )
+    peer = diffusers_pipeline(theirs.folder)
+    peer.load_lora_weights(tmp_path / "lora.safetensors", adapter_name="i2l")
+    peer.set_adapters("i2l", 0.1)
+    shared = {name: value for name, value in SHARED.items() if name not in ("seed", "progress_bar_cmd")}
+    draw = torch.Generator().manual_seed(5)
+    expected = peer(**shared, true_cfg_scale=1.0, generator=draw).images[0]
+    ours.options = TransformerOptions()
+    assert_pictures_equal(ours(**SHARED, **fields, cfg_scale=1.0, i2l_strength=0.1), expected)
+    without = np.asarray(ours(**SHARED, cfg_scale=1.0), dtype=float)
+    assert np.abs(without - np.asarray(expected)).mean() > 3

@@ -80,14 +80,13 @@ def i2l(
         bias=read_bias(given_bias) if BIAS in mode.split("+") else None,
     )
     save_lora(lora, output, FORMAT)
-    rank = next(iter(lora.modules.values())).rank
+    rank, count = next(iter(lora.modules.values())).rank, len(pictures)
     if as_json:
-        facts = {"output": str(output), "mode": mode, "pictures": len(pictures)}
-        print(json.dumps(facts | {"layers": len(lora.modules), "rank": rank}))
+        facts = {"output": str(output), "mode": mode, "pictures": count, "layers": len(lora.modules)}
+        print(json.dumps(facts | {"rank": rank}))
     else:
-        print(
-            f"{output}: {len(lora.modules)} layers of rank {rank}, {mode} of {len(pictures)} picture{'s' * (len(pictures) != 1)}"
-        )
+        some = "1 picture" if count == 1 else f"{count} pictures"
+        print(f"{output}: {len(lora.modules)} layers of rank {rank}, {mode} of {some}")
 
 
 class Parts:
