@@ -41,7 +41,7 @@ def test_finding_imports_no_torch(install, tmp_path: Path) -> None:
     code = """
 import sys
 from qwenimage_core.registry import PluginRegistry
-assert [r.name for r in PluginRegistry.discover().records] == ["edit"]
+assert "edit" in [r.name for r in PluginRegistry.discover().records]
 print(sorted({"torch", "transformers", "numpy", "plugin_qwenimage_edit"} & set(sys.modules)))
 """
     path = [str(tmp_path / "site"), *sys.path]
