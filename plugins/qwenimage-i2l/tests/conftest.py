@@ -39,22 +39,26 @@ def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, t
 
 
 def network_shapes(
-    tokens: int = 0, *, depth: int = DEPTH, width: int = WIDTH, embedding: int = SIGLIP2_WIDTH + DINOV3_WIDTH
+    tokens: int = 0,
+    *,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+    embedding: int = SIGLIP2_WIDTH + DINOV3_WIDTH,
+    compressed: int = 8,
+    middle: int = 3,
+    text_width: int = TEXT_WIDTH,
 ) -> dict[str, tuple[int, ...]]:
-    """A hypernetwork of rank 4 as published, 8 numbers wide inside."""
+    """A hypernetwork of rank 4 as published, by default tiny."""
     shapes: dict[str, tuple[int, ...]] = {}
     for k in range(depth * len(GROUPS)):
         for j, (inputs, outputs) in enumerate(GROUPS[k // depth].values()):
             layer = f"blocks.{k}.layers.{j}"
-            shapes[f"{layer}.proj_a.proj_in.weight"] = shapes[f"{layer}.proj_b.proj_in.weight"] = (
-                8,
-                embedding,
-            )
-            shapes[f"{layer}.proj_a.proj_out.weight"] = (4 * inputs * width, 8)
-            shapes[f"{layer}.proj_b.proj_out.weight"] = (4 * outputs * width, 8)
+            for side, features in (("a", inputs), ("b", outputs)):
+                shapes[f"{layer}.proj_{side}.proj_in.weight"] = (compressed, embedding)
+                shapes[f"{layer}.proj_{side}.proj_out.weight"] = (4 * features * width, compressed)
         if tokens:
-            shapes[f"blocks.{k}.proj_residual.proj_in.weight"] = (3, TEXT_WIDTH)
-            shapes[f"blocks.{k}.proj_residual.proj_out.weight"] = (8, tokens * 3)
+            shapes[f"blocks.{k}.proj_residual.proj_in.weight"] = (middle, text_width)
+            shapes[f"blocks.{k}.proj_residual.proj_out.weight"] = (compressed, tokens * middle)
     return shapes
 
 
