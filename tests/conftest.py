@@ -1,16 +1,23 @@
-"""Rules of the whole test run: what is collected by default, and no network."""
+"""Rules of the whole test run: what is collected by default, what counts as installed, and no network."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import socket
-from collections.abc import Iterator
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 # Sessions of their own: the first needs the peers installed, the second measures time.
-NAMED_ONLY = {Path(__file__).parent / "parity", Path(__file__).parent / "benchmarks"}
+HERE = Path(__file__).parent
+NAMED_ONLY = {HERE / "parity", HERE / "benchmarks"}
+# Tests of the core are about the core alone, whatever else of this repository is installed; these are about all of it.
+OF_ALL_DISTRIBUTIONS = [HERE / "docs", HERE / "repo", HERE / "parity"]
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -20,6 +27,41 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     named = (config.invocation_params.dir / str(arg).split("::")[0] for arg in config.args)
     return not any(path.resolve().is_relative_to(collection_path) for path in named)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Around a whole test, so that fixtures of every scope that it is the first to need see the same."""
+    if any(item.path.is_relative_to(folder) for folder in OF_ALL_DISTRIBUTIONS):
+        return (yield)
+    with only_the_core():
+        return (yield)
+
+
+@contextmanager
+def only_the_core() -> Iterator[None]:
+    """Hide installed plugins and the embedded model from whoever asks for metadata; throw-away ones stay visible."""
+    discover = importlib.metadata.Distribution.discover
+    site = Path(sysconfig.get_path("purelib")).resolve()
+
+    def visible(**where: Any) -> Iterable[importlib.metadata.Distribution]:
+        for found in discover(**where):
+            name = found.name.lower().replace("_", "-")
+            ours = name.startswith("qwenimage-") and name != "qwenimage-core"
+            if not (ours and Path(str(found.locate_file(""))).resolve() == site):
+                yield found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata.Distribution, "discover", staticmethod(visible))
+        _scan_again()
+        yield
+    _scan_again()
+
+
+def _scan_again() -> None:
+    discovery = sys.modules.get("qwenimage_core.discovery")
+    if discovery is not None:
+        discovery.refresh()
 
 
 @pytest.fixture(autouse=True, scope="session")
