@@ -64,7 +64,8 @@ def make_lora(
     layers = joined(made, scale=1 / len(pictures))
     if bias is not None:
         layers = joined([layers, bias_layers(bias, layers)])
-    metadata = {"i2l_networks": "+".join(networks), "i2l_pictures": str(len(pictures))}
+    mode = "+".join([*networks, "bias"] if bias is not None else networks)
+    metadata = {"i2l_mode": mode, "i2l_pictures": str(len(pictures))}
     return LoraWeights(layers, metadata=metadata, source="the LoRA of i2l_images")
 
 

@@ -53,7 +53,7 @@ def test_names_and_shapes_in_the_file_are_the_published_ones(pipe: QwenImagePipe
     rank = 4 * len(PICTURES)
     assert tensors["transformer_blocks.1.img_mlp.net.2.lora_A.default.weight"].shape == (rank, 256)
     assert tensors["transformer_blocks.0.txt_mod.1.lora_B.default.weight"].shape == (384, rank)
-    assert load_lora(file).metadata["i2l_networks"] == "style"
+    assert load_lora(file).metadata["i2l_mode"] == "style"
 
 
 def test_the_change_is_the_mean_over_pictures_of_the_sum_over_networks(pipe: QwenImagePipeline) -> None:
