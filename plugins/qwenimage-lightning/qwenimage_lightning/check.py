@@ -79,12 +79,9 @@ def _check_size(ctx: Context, file: LightningFile) -> None:
 def _check_family(ctx: Context, file: LightningFile) -> None:
     """Most bases look alike; those that can be told apart are: Layered, and Edit-2511 with pictures at time zero."""
     base, family = None, file.family
-    given = getattr(ctx.request, "zero_cond_t", None)
     if ctx.backbone.additional_t or ctx.backbone.position_rule == "layer3d":
         base = "Qwen-Image-Layered"
-    elif family is not None and (ctx.backbone.zero_cond_t if given is None else given) != (
-        family == ZERO_COND_T_FAMILY
-    ):
+    elif family is not None and _pictures_at_time_zero(ctx) != (family == ZERO_COND_T_FAMILY):
         other = "another model, without pictures at time zero"
         base = other if family == ZERO_COND_T_FAMILY else ZERO_COND_T_FAMILY
     if base is not None:
@@ -95,6 +92,12 @@ def _check_family(ctx: Context, file: LightningFile) -> None:
             else f"the weights of {family}",
             mend="load the base that the file was distilled from; zero_cond_t in its config.json marks Edit-2511",
         )
+
+
+def _pictures_at_time_zero(ctx: Context) -> bool:
+    """As the request says, else the recipe, else the checkpoint."""
+    said = (getattr(ctx.request, "zero_cond_t", None), ctx.options.zero_cond_t, ctx.backbone.zero_cond_t)
+    return next(bool(value) for value in said if value is not None)
 
 
 def _check_base_dtype(ctx: Context, file: LightningFile) -> None:

@@ -26,7 +26,9 @@ def _recipe(name: str, base: str, repository: str, file: str, steps: int, exampl
         processor={"model_id": _EDIT, "origin_file_pattern": "processor/"} if edit else None,
         defaults={"cfg_scale": 1.0, "num_inference_steps": steps, "height": height, "width": width},
         given={"lightning": {"model_id": repository, "origin_file_pattern": file}},
-        options=TransformerOptions(activation="gelu_tanh"),
+        options=TransformerOptions(
+            activation="gelu_tanh", zero_cond_t=True if base.endswith("2511") else None
+        ),
         example=example,
         based_on=base.removeprefix("Qwen/").lower(),
     )

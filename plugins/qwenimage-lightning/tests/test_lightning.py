@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwenimage_core import LoadError, ModelConfig, QwenImagePipeline, RequestError
+from qwenimage_core import LoadError, ModelConfig, QwenImagePipeline, RequestError, TransformerOptions
 from qwenimage_lightning.recognise import LightningFile, family_in, steps_in
 
 from .conftest import lightning_lora
@@ -129,6 +129,18 @@ def test_edit_2511_takes_its_own_file(
 ) -> None:
     file = lightning_lora(tmp_path / "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors")
     assert open_pipe("edit-2511").plan(**small, lightning=file).steps == 4
+
+
+def test_a_recipe_that_says_time_zero_takes_the_file_of_edit_2511(
+    pipe: QwenImagePipeline, small: Fields, tmp_path: Path
+) -> None:
+    """A checkpoint without its config.json does not say it."""
+    file = lightning_lora(tmp_path / "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors")
+    pipe.options = TransformerOptions(zero_cond_t=True)
+    try:
+        assert pipe.plan(**small, lightning=file).steps == 4
+    finally:
+        pipe.options = TransformerOptions()
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
