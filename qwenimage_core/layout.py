@@ -7,6 +7,7 @@ plan can be printed before anything is loaded.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -86,9 +87,19 @@ def centred(n: int) -> range:
 
 
 def spread(n: int, onto: int) -> list[int]:
-    """n of the centred positions of a side of `onto` tokens, first and last included, rounded down."""
-    places = centred(onto)
-    return [places[i * (onto - 1) // (n - 1) if n > 1 else 0] for i in range(n)]
+    """n of the centred positions of a side of `onto` tokens, first and last included, rounded down.
+
+    The weights that use this were trained on positions computed in float32 from both ends towards the middle, which
+    now and then fall just below a whole number and so one position lower than exact arithmetic; that is followed.
+    """
+    places, step = centred(onto), _float32((onto - 1) / max(n - 1, 1))
+    near = [_float32(step * i) for i in range(n // 2)]
+    far = [_float32(onto - 1 - step * (n - 1 - i)) for i in range(n // 2, n)] if n > 1 else [0.0]
+    return [places[int(place)] for place in near + far]
+
+
+def _float32(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# No time limit a case: machines that run this are shared, and a slow case is no wrong one.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 # Sessions of their own: the first needs the peers installed, the second measures time.
 HERE = Path(__file__).parent

@@ -64,6 +64,16 @@ def test_spread_stays_on_the_target_and_never_falls(n: int, onto: int) -> None:
         assert places == list(centred(onto))
 
 
+def test_spread_follows_the_published_float32_positions() -> None:
+    """As torch.linspace(0, onto - 1, n) cut to integers, which DiffSynth-Studio computes; 3 -> 15 differs from exact
+    arithmetic."""
+    torch = pytest.importorskip("torch")
+    for n in range(2, 70):
+        for onto in range(1, 70):
+            published = torch.linspace(0, onto - 1, n).long().tolist()
+            assert spread(n, onto) == [centred(onto)[place] for place in published], (n, onto)
+
+
 def test_slices_cut_the_sequences_without_gap_or_overlap() -> None:
     layout = Layout((text(2, "a"), text(3), image("noise", 4, 3), image("x", 2, 2), image("y", 2, 3)))
     joint = [layout.joint_slice(s.name) for s in layout.segments]
