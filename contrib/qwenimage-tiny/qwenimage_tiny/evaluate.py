@@ -56,7 +56,7 @@ def evaluate(
             num_inference_steps=steps,
             cfg_scale=guidance,
             seed=seed,
-            progress_bar_cmd=None,
+            progress_bar_cmd=iter,  # no bar a picture
         )
         pictures.append(picture)
     seconds = (time.perf_counter() - started) / len(prompts)
