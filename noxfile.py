@@ -54,7 +54,7 @@ def install(session: nox.Session, *tools: str, constraints: Path = CONSTRAINTS) 
 def install_peers(session: nox.Session) -> None:
     """Install the peers beside our distributions; they need a torch that has a torchvision, so its pin gives way."""
     kept = [line for line in CONSTRAINTS.read_text().splitlines() if line.partition("==")[0] not in PEERS]
-    constraints = Path(session.create_tmp()) / "constraints-peers.txt"
+    constraints = Path(session.create_tmp()).resolve() / "constraints-peers.txt"
     constraints.write_text(
         "\n".join([*kept, *(f"{name}=={version}" for name, version in PEERS.items())]) + "\n"
     )
@@ -117,7 +117,7 @@ def draw_from_wheels(session: nox.Session, dist: Path) -> None:
 
     In two steps, so that our packages come from these files: pip would prefer a newer namesake on an index.
     """
-    scratch = Path(session.create_tmp())
+    scratch = Path(session.create_tmp()).resolve()  # its folder changes below
     wheels = sorted(str(path) for path in dist.glob("qwenimage*.whl"))
     names = [Path(wheel).name.split("-")[0] for wheel in wheels]
     session.run("python", "-m", "venv", "--clear", str(scratch / "empty"))
