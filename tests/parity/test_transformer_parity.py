@@ -16,6 +16,8 @@ from qwenimage_core.models.rope import rope_tables
 from qwenimage_core.models.transformer import QwenImageTransformer, TransformerConfig
 from qwenimage_core.models.transformer_config import Activation
 
+from .peers import diffsynth_transformer
+
 diffusers = pytest.importorskip("diffusers")
 
 SMALL = TransformerConfig(
@@ -172,41 +174,6 @@ def test_full_size_names_and_shapes_equal_diffusers(zero, layered):
         assert (len(shapes), sum(shape.numel() for shape in shapes.values())) == (1933, 20_430_401_088)
 
 
-def diffsynth_peer(config: TransformerConfig) -> torch.nn.Module:
-    """DiffSynth-Studio's transformer at small width, of its own modules."""
-    pytest.importorskip("diffsynth")
-    from diffsynth.models import qwen_image_dit as dit
-
-    width, inner = config.width, config.joint_attention_dim
-    layered = config.use_layer3d_rope
-    peer = dit.QwenImageDiT(num_layers=0, use_layer3d_rope=layered, use_additional_t_cond=layered)
-    rope = dit.QwenEmbedLayer3DRope if layered else dit.QwenEmbedRope
-    peer.pos_embed = rope(theta=10000, axes_dim=list(config.axes_dims_rope), scale_rope=True)
-    peer.time_text_embed = dit.TimestepEmbeddings(
-        256,
-        width,
-        diffusers_compatible_format=True,
-        scale=1000,
-        align_dtype_to_timestep=False,
-        use_additional_t_cond=layered,
-    )
-    peer.txt_norm = dit.RMSNorm(inner, eps=1e-6)
-    peer.img_in, peer.txt_in = torch.nn.Linear(config.in_channels, width), torch.nn.Linear(inner, width)
-    peer.transformer_blocks = torch.nn.ModuleList(
-        dit.QwenImageTransformerBlock(
-            dim=width,
-            num_attention_heads=config.num_attention_heads,
-            attention_head_dim=config.attention_head_dim,
-        )
-        for _ in range(config.num_layers)
-    )
-    peer.norm_out, peer.proj_out = (
-        dit.AdaLayerNorm(width, single=True),
-        torch.nn.Linear(width, config.in_channels),
-    )
-    return peer.eval()
-
-
 def pictures_of(x_NC: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Packed tokens -> latents (frames, 16, h, w), as DiffSynth-Studio takes them."""
     x = x_NC.view(grid.frames, grid.height, grid.width, 16, 2, 2)
@@ -217,7 +184,8 @@ def pictures_of(x_NC: torch.Tensor, grid: Grid) -> torch.Tensor:
 @torch.no_grad()
 def test_velocity_equals_diffsynth(name):
     case = CASES[name]
-    peer = diffsynth_peer(case.config)
+    pytest.importorskip("diffsynth")
+    peer = diffsynth_transformer(case.config)
     from diffsynth.pipelines.qwen_image import model_fn_qwen_image
 
     state = weights(peer)
