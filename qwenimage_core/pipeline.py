@@ -197,8 +197,8 @@ class QwenImagePipeline:
     @torch.no_grad()
     def run(self, plan: Plan) -> list[Any]:
         """Carry out a plan: one output a seed."""
-        inputs = encode(plan, dtype=self.dtype, device=self.device)
-        with self._adapted(plan.adapters):
+        with self._adapted(plan.adapters):  # before encoding: an adapter may be the text encoder's
+            inputs = encode(plan, dtype=self.dtype, device=self.device)
             x_BNC = denoise(
                 bind(self.components["transformer"][0].module, plan, inputs),
                 inputs.latents_BNC,

@@ -55,10 +55,7 @@ class Plan:
     """
 
     ctx: Context
-    request: Any
-    prompt: str
     seeds: tuple[int, ...]
-    backbone: BackboneDescription
     target: Target
     grid: Grid
     sigmas: tuple[float, ...]
@@ -70,6 +67,18 @@ class Plan:
     adapters: tuple[Adapter, ...]
     plugins: tuple[LoadedPlugin, ...]
     contributions: tuple[Contribution, ...]
+
+    @property
+    def request(self) -> Any:
+        return self.ctx.request
+
+    @property
+    def prompt(self) -> str:
+        return self.ctx.prompt
+
+    @property
+    def backbone(self) -> BackboneDescription:
+        return self.ctx.backbone
 
     @property
     def branches(self) -> tuple[Branch, ...]:

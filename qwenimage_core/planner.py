@@ -38,20 +38,17 @@ def make_plan(ctx: Context, plugins: Sequence[LoadedPlugin], seeds: Sequence[int
     for plugin in plugins:
         plugin.call("check_request", ctx=ctx)
     given = Given.of(plugins, ctx)
-    request, target = ctx.request, given.only("target") or Target()
+    target = given.only("target") or Target()
     grid = _target_grid(ctx, target)
     ctx = replace(ctx, options=given.options(ctx.options), sigmas=_sigmas(ctx, given.only("schedule"), grid))
-    start = None if request.input_image is None else _start(ctx, target)
+    start = None if ctx.request.input_image is None else _start(ctx, target)
     appended = _appended(ctx, plugins)
     branches: dict[BranchName, Branch] = {}
     for name in ("positive", "negative") if ctx.guided else ("positive",):
         branches[name] = _branch(replace(ctx, branch=name), name, given, appended, grid, plugins)
     return Plan(
         ctx=ctx,
-        request=request,
-        prompt=ctx.prompt,
         seeds=tuple(seeds),
-        backbone=ctx.backbone,
         target=target,
         grid=grid,
         sigmas=ctx.sigmas,

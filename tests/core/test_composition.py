@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from qwenimage_core import (
+    Adapter,
     Condition,
     ConflictError,
     FieldsModel,
@@ -22,6 +23,7 @@ from qwenimage_core import (
     Residual,
     hookimpl,
 )
+from qwenimage_core.adapters.weights import LoraWeights, LowRank
 
 from .example_plugins import Blinkers, Chorus, Memo, Nudge
 
@@ -179,3 +181,29 @@ def test_a_plugin_from_a_single_file(make_pipe: MakePipe, small: dict[str, Any],
     )
     pipe = make_pipe(str(file))
     assert not torch.equal(latents(pipe, small, {"brighter": 0.1}), latents(pipe, small))
+
+
+class Accent(Nudge):
+    """An adapter for the text encoder, for one run."""
+
+    NAME = "accent"
+
+    @hookimpl
+    def residual_inject(self) -> list[Residual]:
+        return []
+
+    @hookimpl
+    def condition(self) -> Condition:
+        draw = torch.Generator().manual_seed(0)
+        down, up = torch.randn(4, 48, generator=draw), torch.randn(48, 4, generator=draw)
+        weights = LoraWeights({"model.layers.0.self_attn.q_proj": LowRank(down, up)}, source="accent")
+        return Condition(adapters=(Adapter(name="accent", weights=weights, component="text_encoder"),))
+
+
+def test_an_adapter_of_the_text_encoder_acts_and_is_gone_after_the_run(
+    make_pipe: MakePipe, small: dict[str, Any]
+) -> None:
+    pipe = make_pipe(Accent())
+    before = latents(pipe, small)
+    assert not torch.allclose(latents(pipe, small, {"nudge": 1.0}), before, atol=1e-5)
+    assert torch.equal(latents(pipe, small), before)
