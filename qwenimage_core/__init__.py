@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Target,
         TextSegment,
         Tokens,
+        TrainingForm,
         TransformerOptions,
         Within,
     )
@@ -81,6 +82,7 @@ _HOMES = {
         "Target",
         "TextSegment",
         "Tokens",
+        "TrainingForm",
         "TransformerOptions",
         "Within",
     ),
@@ -119,6 +121,7 @@ __all__ = [
     "Target",
     "TextSegment",
     "Tokens",
+    "TrainingForm",
     "TransformerOptions",
     "Within",
     "__version__",

@@ -115,23 +115,25 @@ class QwenImagePipeline:
         torch_dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         vram_limit: float | None = None,
+        low_memory: bool = False,
         plugins: Sequence[Any] = (),
         **files: Any,
     ) -> Self:
         """Open the model of a recipe (`qwenimage recipes list`): its weights and LoRAs, its defaults for a request and
-        the options that its weights were trained with. `files` go to every ModelConfig: `local_model_path`,
-        `download_source`, `skip_download`, ..."""
+        the options that its weights were trained with; in its low-memory form if asked. `files` go to every
+        ModelConfig: `local_model_path`, `download_source`, `skip_download`, ..."""
         from qwenimage_core.assemble import assemble
         from qwenimage_core.loading.config import ModelConfig
         from qwenimage_core.recipes import find_recipe
 
         registry = plugins if isinstance(plugins, PluginRegistry) else PluginRegistry.discover(plugins)
         recipe = find_recipe(name, registry)
+        placement = recipe.low_memory if low_memory else {}
         parts = assemble(
             None,
             torch_dtype=torch_dtype,
             device=device,
-            model_configs=[ModelConfig(**model, **files) for model in recipe.models],
+            model_configs=[ModelConfig(**model, **placement, **files) for model in recipe.models],
             tokenizer_config=ModelConfig(**recipe.tokenizer, **files) if recipe.tokenizer else None,
             processor_config=ModelConfig(**recipe.processor, **files) if recipe.processor else None,
             vram_limit=vram_limit,

@@ -7,70 +7,96 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
 
 from qwenimage_core.errors import ConflictError, RequestError
 from qwenimage_core.registry import PluginRegistry
-from qwenimage_core.values import Recipe, TransformerOptions
+from qwenimage_core.values import Recipe, TrainingForm, TransformerOptions
 
-_BASE = "Qwen/Qwen-Image"
-_SHARDS = "transformer/diffusion_pytorch_model*.safetensors"
+QWEN_IMAGE = "Qwen/Qwen-Image"
+TRANSFORMER_FILES = "transformer/diffusion_pytorch_model*.safetensors"
+TOKENIZER = {"model_id": QWEN_IMAGE, "origin_file_pattern": "tokenizer/"}
 _PORTRAIT = "精致肖像，水下少女，蓝裙飘逸，发丝轻扬，光影透澈，气泡环绕，面容恬静，细节精致，梦幻唯美。"
 
 
-def _recipe(name: str, summary: str, transformer: str, defaults: Mapping[str, Any], **more: Any) -> Recipe:
-    pattern = more.pop("pattern", _SHARDS)
-    return Recipe(
-        name=name,
-        summary=summary,
-        models=(
-            {"model_id": transformer, "origin_file_pattern": pattern},
-            {"model_id": _BASE, "origin_file_pattern": "text_encoder/model*.safetensors"},
-            {"model_id": _BASE, "origin_file_pattern": "vae/diffusion_pytorch_model.safetensors"},
-        ),
-        tokenizer={"model_id": _BASE, "origin_file_pattern": "tokenizer/"},
-        defaults={"height": 1328, "width": 1328, **defaults},
-        example={"prompt": _PORTRAIT, "seed": 0},
-        **more,
+def model_files(
+    transformer: str = QWEN_IMAGE, *, pattern: str = TRANSFORMER_FILES, vae: str = QWEN_IMAGE
+) -> tuple[Mapping[str, str], ...]:
+    """Keywords of the ModelConfigs of one family member: its own transformer (and VAE), Qwen-Image's text encoder."""
+    return (
+        {"model_id": transformer, "origin_file_pattern": pattern},
+        {"model_id": QWEN_IMAGE, "origin_file_pattern": "text_encoder/model*.safetensors"},
+        {"model_id": vae, "origin_file_pattern": "vae/diffusion_pytorch_model.safetensors"},
     )
 
 
 # Weights of Qwen were trained with the tanh form of GELU, those of DiffSynth-Studio with the sigmoid form.
-_TANH, _SIGMOID = TransformerOptions(activation="gelu_tanh"), TransformerOptions(activation="quick_gelu")
-_GUIDED = {"cfg_scale": 4.0, "num_inference_steps": 40}
-_DISTILLED = {"cfg_scale": 1.0, "num_inference_steps": 15}
+TANH, SIGMOID = TransformerOptions(activation="gelu_tanh"), TransformerOptions(activation="quick_gelu")
+_GUIDED = {"height": 1328, "width": 1328, "cfg_scale": 4.0, "num_inference_steps": 40}
+_DISTILLED = {"height": 1328, "width": 1328, "cfg_scale": 1.0, "num_inference_steps": 15}
+_EXAMPLE = {"prompt": _PORTRAIT, "seed": 0}
+_BOTH = (TrainingForm("full"), TrainingForm("lora"))
 
 CORE_RECIPES = (
-    _recipe("qwen-image", "text to image", _BASE, _GUIDED, options=_TANH),
-    _recipe(
-        "qwen-image-2512",
-        "text to image, weights of December 2025",
-        "Qwen/Qwen-Image-2512",
-        _GUIDED,
-        options=_TANH,
+    Recipe(
+        name="qwen-image",
+        summary="text to image",
+        models=model_files(),
+        tokenizer=TOKENIZER,
+        defaults=_GUIDED,
+        options=TANH,
+        example=_EXAMPLE,
+        training=_BOTH,
     ),
-    _recipe(
-        "qwen-image-distill-full",
-        "text to image in 15 steps without guidance",
-        "DiffSynth-Studio/Qwen-Image-Distill-Full",
-        _DISTILLED,
-        pattern="diffusion_pytorch_model*.safetensors",
-        options=_SIGMOID,
+    Recipe(
+        name="qwen-image-2512",
+        summary="text to image, weights of December 2025",
+        models=model_files("Qwen/Qwen-Image-2512"),
+        tokenizer=TOKENIZER,
+        defaults=_GUIDED,
+        options=TANH,
+        example=_EXAMPLE,
+        training=_BOTH,
+    ),
+    Recipe(
+        name="qwen-image-distill-full",
+        summary="text to image in 15 steps without guidance",
+        models=model_files(
+            "DiffSynth-Studio/Qwen-Image-Distill-Full", pattern="diffusion_pytorch_model*.safetensors"
+        ),
+        tokenizer=TOKENIZER,
+        defaults=_DISTILLED,
+        options=SIGMOID,
+        example=_EXAMPLE,
         based_on="qwen-image",
+        training=_BOTH,
     ),
-    _recipe(
-        "qwen-image-distill-lora",
-        "text to image in 15 steps without guidance, as a LoRA",
-        _BASE,
-        _DISTILLED,
+    Recipe(
+        name="qwen-image-distill-lora",
+        summary="text to image in 15 steps without guidance, as a LoRA",
+        models=model_files(),
+        tokenizer=TOKENIZER,
         loras=(
             {
                 "model_id": "DiffSynth-Studio/Qwen-Image-Distill-LoRA",
                 "origin_file_pattern": "model.safetensors",
             },
         ),
-        options=_SIGMOID,
+        defaults=_DISTILLED,
+        options=SIGMOID,
+        example=_EXAMPLE,
         based_on="qwen-image",
+        training=(
+            TrainingForm(
+                "lora",
+                {
+                    "task": "direct_distill",
+                    "data_file_keys": "image",
+                    "extra_inputs": "seed,rand_device,num_inference_steps,cfg_scale",
+                    "height": 1328,
+                    "width": 1328,
+                },
+            ),
+        ),
     ),
 )
 

@@ -168,12 +168,35 @@ class Residual:
     branches: Collection[BranchName] = BRANCHES
 
 
+LOW_MEMORY: Mapping[str, str] = {
+    "offload_dtype": "disk",
+    "offload_device": "disk",
+    "onload_dtype": "float8_e4m3fn",
+    "onload_device": "cpu",
+    "preparing_dtype": "float8_e4m3fn",
+    "computation_dtype": "bfloat16",
+}
+"""The published placement for little memory: weights wait on disk, are kept in eight bits and compute in bfloat16, on
+the pipeline's device."""
+
+
+@dataclass(frozen=True)
+class TrainingForm:
+    """A published way of training a recipe's model: `arguments` of `qwenimage train`, by their published names, where
+    they differ from the mode's own. Training starts from the recipe's models, without its LoRAs; a mapping with a
+    `model_id` stands for a file to fetch."""
+
+    mode: Literal["full", "lora"]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A named way to run one published model: where its files are, and the request that suits it.
 
     `defaults` are what a request leaves open; `given` are fields of the owning plugin that every run gives, which
-    makes it take part (a mapping with a `model_id` stands for a ModelConfig).
+    makes it take part (a mapping with a `model_id` stands for a ModelConfig). `low_memory` are the placement settings
+    that each of its ModelConfigs takes in its low-memory form.
     """
 
     name: str
@@ -187,3 +210,5 @@ class Recipe:
     options: TransformerOptions = TransformerOptions()
     example: Mapping[str, Any] = field(default_factory=dict)
     based_on: str | None = None
+    low_memory: Mapping[str, str] = field(default_factory=lambda: LOW_MEMORY)
+    training: tuple[TrainingForm, ...] = ()

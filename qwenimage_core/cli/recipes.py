@@ -57,4 +57,9 @@ def _lines(recipe: Recipe) -> list[str]:
         *(f"  {'given':<11}{k} = {v}" for k, v in recipe.given.items()),
         *(f"  {'default':<11}{k} = {v}" for k, v in recipe.defaults.items()),
         *(f"  {'example':<11}{k} = {v}" for k, v in recipe.example.items()),
+        *(f"  {'low memory':<11}{k} = {v}" for k, v in recipe.low_memory.items()),
+        *(
+            f"  {'train':<11}{form.mode}: " + ", ".join(f"{k} = {v}" for k, v in form.arguments.items())
+            for form in recipe.training
+        ),
     ]

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwenimage_core.values import Recipe, TransformerOptions
+from qwenimage_core.recipes import SIGMOID, TOKENIZER, model_files
+from qwenimage_core.values import Recipe, TrainingForm
 
-_BASE = "Qwen/Qwen-Image"
 _INPAINT = "DiffSynth-Studio/Qwen-Image-Blockwise-ControlNet-Inpaint"
 _CANNY = "DiffSynth-Studio/Qwen-Image-Blockwise-ControlNet-Canny"
 _DEPTH = "DiffSynth-Studio/Qwen-Image-Blockwise-ControlNet-Depth"
+
+
+def _trained(inpaint: bool) -> tuple[TrainingForm, ...]:
+    """The ControlNet itself, or a LoRA on the transformer beside it."""
+    inputs = "blockwise_controlnet_image" + (",blockwise_controlnet_inpaint_mask" if inpaint else "")
+    rows = {"data_file_keys": f"image,{inputs}", "extra_inputs": inputs}
+    full = {
+        "dataset_repeat": 400,
+        "learning_rate": 1e-3,
+        "trainable_models": "blockwise_controlnet",
+        "remove_prefix_in_ckpt": "pipe.blockwise_controlnet.models.0.",
+    }
+    return TrainingForm("full", {**rows, **full}), TrainingForm("lora", rows)
 
 
 def _recipe(name: str, summary: str, nets: tuple[str, ...], steps: int, example: dict[str, Any]) -> Recipe:
@@ -17,16 +30,15 @@ def _recipe(name: str, summary: str, nets: tuple[str, ...], steps: int, example:
         name=name,
         summary=summary,
         models=(
-            {"model_id": _BASE, "origin_file_pattern": "transformer/diffusion_pytorch_model*.safetensors"},
-            {"model_id": _BASE, "origin_file_pattern": "text_encoder/model*.safetensors"},
-            {"model_id": _BASE, "origin_file_pattern": "vae/diffusion_pytorch_model.safetensors"},
+            *model_files(),
             *({"model_id": net, "origin_file_pattern": "model.safetensors"} for net in nets),
         ),
-        tokenizer={"model_id": _BASE, "origin_file_pattern": "tokenizer/"},
+        tokenizer=TOKENIZER,
         defaults={"cfg_scale": 4.0, "num_inference_steps": steps, "height": 1328, "width": 1328},
-        options=TransformerOptions(activation="quick_gelu"),
+        options=SIGMOID,
         example=example,
         based_on="qwen-image",
+        training=_trained("inpaint" in name) if len(nets) == 1 else (),
     )
 
 

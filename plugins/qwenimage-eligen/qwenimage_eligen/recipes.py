@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwenimage_core.values import Recipe, TransformerOptions
+from qwenimage_core.recipes import SIGMOID, TOKENIZER, model_files
+from qwenimage_core.values import Recipe, TrainingForm
 
-_BASE = "Qwen/Qwen-Image"
+_V2 = "DiffSynth-Studio/Qwen-Image-EliGen-V2"
+_ROWS = {
+    "data_file_keys": "image,eligen_entity_masks",
+    "extra_inputs": "eligen_entity_masks,eligen_entity_prompts",
+}
 _NEGATIVE = (
     "网格化，规则的网格，模糊, 低分辨率, 低质量, 变形, 畸形, 错误的解剖学, 变形的手, 变形的身体, 变形的脸, 变形的头发, "
     "变形的眼睛, 变形的嘴巴"
@@ -14,22 +19,25 @@ _NEGATIVE = (
 
 
 def _recipe(
-    name: str, summary: str, model_id: str, defaults: dict[str, Any], example: dict[str, Any]
+    name: str,
+    summary: str,
+    model_id: str,
+    defaults: dict[str, Any],
+    example: dict[str, Any],
+    based_on: str = "qwen-image",
+    **training: Any,
 ) -> Recipe:
     return Recipe(
         name=name,
         summary=summary,
-        models=(
-            {"model_id": _BASE, "origin_file_pattern": "transformer/diffusion_pytorch_model*.safetensors"},
-            {"model_id": _BASE, "origin_file_pattern": "text_encoder/model*.safetensors"},
-            {"model_id": _BASE, "origin_file_pattern": "vae/diffusion_pytorch_model.safetensors"},
-        ),
-        tokenizer={"model_id": _BASE, "origin_file_pattern": "tokenizer/"},
+        models=model_files(),
+        tokenizer=TOKENIZER,
         loras=({"model_id": model_id, "origin_file_pattern": "model.safetensors"},),
         defaults={"cfg_scale": 4.0, **defaults},
-        options=TransformerOptions(activation="quick_gelu"),
+        options=SIGMOID,
         example=example,
-        based_on="qwen-image",
+        based_on=based_on,
+        training=(TrainingForm("lora", {**_ROWS, **training}),),
     )
 
 
@@ -49,7 +57,7 @@ RECIPES = (
     _recipe(
         "eligen-v2",
         "EliGen trained on self-generated pictures",
-        "DiffSynth-Studio/Qwen-Image-EliGen-V2",
+        _V2,
         {"num_inference_steps": 40, "height": 1024, "width": 1024, "negative_prompt": _NEGATIVE},
         {
             "prompt": "a samurai girl with a sword glowing with red flame",
@@ -69,5 +77,7 @@ RECIPES = (
             "eligen_entity_masks": ["title.png", "rabbit.png"],
             "seed": 42,
         },
+        based_on="eligen-v2",
+        lora_checkpoint={"model_id": _V2, "origin_file_pattern": "model.safetensors"},
     ),
 )

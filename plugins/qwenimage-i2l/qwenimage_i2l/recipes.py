@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwenimage_core.values import Recipe, TransformerOptions
+from qwenimage_core.recipes import SIGMOID, TOKENIZER, model_files
+from qwenimage_core.values import Recipe
 from qwenimage_i2l.components import BIAS_FILE, DINOV3, PUBLISHED, SIGLIP2, network_kind
-
-_BASE = "Qwen/Qwen-Image"
 
 
 def _recipe(name: str, summary: str, networks: tuple[str, ...], **more: Any) -> Recipe:
@@ -16,14 +15,12 @@ def _recipe(name: str, summary: str, networks: tuple[str, ...], **more: Any) -> 
         name=name,
         summary=summary,
         models=(
-            {"model_id": _BASE, "origin_file_pattern": "transformer/diffusion_pytorch_model*.safetensors"},
-            {"model_id": _BASE, "origin_file_pattern": "text_encoder/model*.safetensors"},
-            {"model_id": _BASE, "origin_file_pattern": "vae/diffusion_pytorch_model.safetensors"},
+            *model_files(),
             *({"model_id": model_id, "origin_file_pattern": pattern} for model_id, pattern in own),
         ),
-        tokenizer={"model_id": _BASE, "origin_file_pattern": "tokenizer/"},
+        tokenizer=TOKENIZER,
         processor={"model_id": "Qwen/Qwen-Image-Edit", "origin_file_pattern": "processor/"},
-        options=TransformerOptions(activation="quick_gelu"),
+        options=SIGMOID,
         based_on="qwen-image",
         **more,
     )

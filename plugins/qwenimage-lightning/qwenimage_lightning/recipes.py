@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from qwenimage_core.values import Recipe, TransformerOptions
+from qwenimage_core.recipes import QWEN_IMAGE, TANH, TOKENIZER, model_files
+from qwenimage_core.values import Recipe
 
-_T2I, _EDIT = "Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit"
+_EDIT = "Qwen/Qwen-Image-Edit"
 _LIGHTNING = "lightx2v/Qwen-Image-Lightning"
 _PORTRAIT = "精致肖像，水下少女，蓝裙飘逸，发丝轻扬，光影透澈，气泡环绕，面容恬静，细节精致，梦幻唯美。"
 
@@ -17,18 +19,12 @@ def _recipe(name: str, base: str, repository: str, file: str, steps: int, exampl
     return Recipe(
         name=name,
         summary=f"{base.removeprefix('Qwen/')} in {steps} steps without guidance",
-        models=(
-            {"model_id": base, "origin_file_pattern": "transformer/diffusion_pytorch_model*.safetensors"},
-            {"model_id": _T2I, "origin_file_pattern": "text_encoder/model*.safetensors"},
-            {"model_id": _T2I, "origin_file_pattern": "vae/diffusion_pytorch_model.safetensors"},
-        ),
-        tokenizer={"model_id": _T2I, "origin_file_pattern": "tokenizer/"},
+        models=model_files(base),
+        tokenizer=TOKENIZER,
         processor={"model_id": _EDIT, "origin_file_pattern": "processor/"} if edit else None,
         defaults={"cfg_scale": 1.0, "num_inference_steps": steps, "height": height, "width": width},
         given={"lightning": {"model_id": repository, "origin_file_pattern": file}},
-        options=TransformerOptions(
-            activation="gelu_tanh", zero_cond_t=True if base.endswith("2511") else None
-        ),
+        options=replace(TANH, zero_cond_t=True) if base.endswith("2511") else TANH,
         example=example,
         based_on=base.removeprefix("Qwen/").lower(),
     )
@@ -41,7 +37,7 @@ _MERGE = {"prompt": "生成这两个人的合影", "edit_image": ["one.png", "ot
 RECIPES = (
     _recipe(
         "qwen-image-lightning-4steps",
-        _T2I,
+        QWEN_IMAGE,
         _LIGHTNING,
         "Qwen-Image-Lightning-4steps-V2.0-bf16.safetensors",
         4,
@@ -49,7 +45,7 @@ RECIPES = (
     ),
     _recipe(
         "qwen-image-lightning-8steps",
-        _T2I,
+        QWEN_IMAGE,
         _LIGHTNING,
         "Qwen-Image-Lightning-8steps-V2.0-bf16.safetensors",
         8,
