@@ -55,11 +55,13 @@ class AdapterUsed(_Record):
 
 
 class ModelUsed(_Record):
-    """What `from_pretrained` was given; `source` None means model configs, which the command line cannot repeat."""
+    """What `from_pretrained` was given; `source` None means model configs, which the command line cannot repeat.
+    `low_memory` says that a recipe was opened in its low-memory form."""
 
     source: Name | None
     dtype: Name
     device: Name
+    low_memory: bool = False
 
 
 class PictureMetadata(_Record):

@@ -57,7 +57,12 @@ def again(
     loras = _loras(record)
     request = {name: _restored(record.request[name], picture.parent) for name in record.given}
     session = open_session(
-        source, registry, dtype=record.model.dtype, device=record.model.device, loras=loras
+        source,
+        registry,
+        dtype=record.model.dtype,
+        device=record.model.device,
+        loras=loras,
+        low_memory=record.model.low_memory,
     )
     (plan,) = session.pipe.plans(**request, progress_bar_cmd=progress)
     _agree(_other_weights(record, session, plan), force)

@@ -16,6 +16,7 @@ from qwenimage_core.cli.session import (
     Dtype,
     Json,
     Lora,
+    LowMemory,
     Model,
     NoPlugins,
     Output,
@@ -63,6 +64,7 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         *,
         model: Model = None,
         recipe: RecipeName = None,
+        low_memory: LowMemory = False,
         output: Output = None,
         overwrite: Overwrite = False,
         lora: Lora = None,
@@ -78,7 +80,9 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         begun = time.perf_counter()
         request = _request(text, fields, registry)
         source = model_of(model, recipe)
-        session = open_session(source, registry, dtype=dtype, device=device, loras=parse_loras(lora))
+        session = open_session(
+            source, registry, dtype=dtype, device=device, loras=parse_loras(lora), low_memory=low_memory
+        )
         plans = session.pipe.plans(**request, progress_bar_cmd=progress)
         kind = plans[0].request.output_type
         seeds = [
@@ -114,6 +118,7 @@ def _explain(registry: PluginRegistry | None) -> Callable[..., None]:
         *,
         model: Model = None,
         recipe: RecipeName = None,
+        low_memory: LowMemory = False,
         lora: Lora = None,
         dtype: Dtype = None,
         device: Device = None,
@@ -126,7 +131,9 @@ def _explain(registry: PluginRegistry | None) -> Callable[..., None]:
         assert registry is not None
         request = _request(text, fields, registry)
         source = model_of(model, recipe)
-        session = open_session(source, registry, dtype=dtype, device=device, loras=parse_loras(lora))
+        session = open_session(
+            source, registry, dtype=dtype, device=device, loras=parse_loras(lora), low_memory=low_memory
+        )
         explanation = session.pipe.explain(**request)
         print(json.dumps(explanation.as_dict(), default=str) if as_json else explanation)
 

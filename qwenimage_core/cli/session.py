@@ -36,6 +36,9 @@ RecipeName = Annotated[
     str | None,
     _own("--recipe", help="a published model by name, instead of --model (`qwenimage recipes list`)"),
 ]
+LowMemory = Annotated[
+    bool, _own("--low-memory", help="open the recipe in its low-memory form (`qwenimage recipes show NAME`)")
+]
 Lora = Annotated[list[str] | None, _own("--lora", help="LoRA file, FILE or FILE=STRENGTH (may be repeated)")]
 Dtype = Annotated[
     str | None, _own("--dtype", help=f"{', '.join(DTYPES)} (default: float32 on a CPU, else bfloat16)")
@@ -107,8 +110,17 @@ def open_session(
     dtype: str | None,
     device: str | None,
     loras: Sequence[tuple[str, float]],
+    low_memory: bool = False,
 ) -> Session:
-    """Open the model and attach the LoRAs. Here torch is imported."""
+    """Open the model (a recipe's in its low-memory form if asked) and attach the LoRAs. Here torch is imported."""
+    recipe = model.removeprefix(RECIPE) if model.startswith(RECIPE) else None
+    if low_memory and recipe is None:
+        raise RequestError(
+            "Only a recipe has a low-memory form.",
+            got=model,
+            expected=f"{RECIPE}NAME (`qwenimage recipes list`)",
+            mend="give --recipe NAME with --low-memory, or leave --low-memory out",
+        )
     if dtype not in (None, *DTYPES):
         raise RequestError("--dtype is none that models are run in.", got=dtype, expected=", ".join(DTYPES))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -117,12 +129,21 @@ def open_session(
     from qwenimage_core.pipeline import QwenImagePipeline
 
     plugins: Any = registry  # taken as it is, so that plugins are found once
-    recipe = model.removeprefix(RECIPE) if model.startswith(RECIPE) else None
-    open_it = QwenImagePipeline.from_pretrained if recipe is None else QwenImagePipeline.from_recipe
-    pipe = open_it(
-        recipe or model, torch_dtype=getattr(torch, dtype) if dtype else None, device=device, plugins=plugins
+    shared: Any = {
+        "torch_dtype": getattr(torch, dtype) if dtype else None,
+        "device": device,
+        "plugins": plugins,
+    }
+    if recipe is None:
+        pipe = QwenImagePipeline.from_pretrained(model, **shared)
+    else:
+        pipe = QwenImagePipeline.from_recipe(recipe, low_memory=low_memory, **shared)
+    used = ModelUsed(
+        source=model,
+        dtype=str(pipe.dtype).removeprefix("torch."),
+        device=str(pipe.device),
+        low_memory=low_memory,
     )
-    used = ModelUsed(source=model, dtype=str(pipe.dtype).removeprefix("torch."), device=str(pipe.device))
     adapters = []
     for source, strength in loras:
         name = pipe.load_lora(source, strength=strength)
