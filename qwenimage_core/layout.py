@@ -47,6 +47,7 @@ class Grid:
 class Segment:
     """A named run of tokens with one owner.
 
+    The core owns the prompt and the noise, unless a plugin replaces how prompts are read or what is drawn.
     `frame` fixes the frame position of an image segment's first picture; None takes the next free one in order.
     `onto` spreads the rows and columns over the grid of another image segment instead of centring on its own.
     `timestep` says whether the tokens are modulated at the step's time or at time zero.

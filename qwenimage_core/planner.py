@@ -89,6 +89,10 @@ class Given:
             )
         return values[0][1] if values else None
 
+    def owner(self, part: str) -> str:
+        """Name of the plugin that replaces a part, or the core."""
+        return next((p.name for p, c in self.conditions if getattr(c, part) is not None), CORE)
+
     def options(self, model: TransformerOptions) -> TransformerOptions:
         """Each option on its own, so that two plugins may set different ones; where none does, the model's."""
         chosen = {f.name: self.only(f.name, lambda condition: condition.options) for f in fields(model)}
@@ -189,12 +193,12 @@ def _branch(
         for s in c.text
         if (t := getattr(s, name)) is not None
     ]
-    text.append((CORE, PROMPT, prompt))
+    text.append((given.owner("encode_prompt"), PROMPT, prompt))
     zero = ctx.backbone.zero_cond_t if ctx.options.zero_cond_t is None else ctx.options.zero_cond_t
     layout = Layout(
         (
             *(Segment(name=n, owner=owner, kind="text", tokens=t.count) for owner, n, t in text),
-            Segment(name=NOISE, owner=CORE, kind="image", tokens=grid.tokens, grid=grid),
+            Segment(name=NOISE, owner=given.owner("target"), kind="image", tokens=grid.tokens, grid=grid),
             *(_image_segment(p, s, zero) for p, s in appended),
         ),
         rule=ctx.backbone.position_rule,

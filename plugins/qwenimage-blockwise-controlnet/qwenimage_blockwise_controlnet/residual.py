@@ -31,12 +31,12 @@ WINDOW_TOLERANCE = 1e-4
 
 def check_target(layout: Layout) -> None:
     """A control picture belongs to one picture, not to several layers at once."""
-    grid = layout[NOISE].grid
-    if grid is not None and grid.frames > 1:
+    noise = layout[NOISE]
+    if noise.grid is not None and noise.grid.frames > 1:
         raise RequestError(
-            "blockwise-controlnet guides one picture; layered draws several at once, and the control fits none.",
-            got=f"a target of {grid.frames} layers",
-            mend="leave out blockwise_controlnet_inputs, or draw one layer (layer_num=0)",
+            f"blockwise-controlnet guides one picture; {noise.owner} draws several at once, and the control fits none.",
+            got=f"a target of {noise.grid.frames} layers",
+            mend=f"leave out blockwise_controlnet_inputs, or have {noise.owner} draw one (layer_num=0, for layers)",
         )
 
 

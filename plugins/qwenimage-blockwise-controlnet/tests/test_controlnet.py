@@ -272,5 +272,5 @@ def test_several_layers_at_once_are_refused(
 ) -> None:
     pipe = open_pipe(folder.parent / "controlnet-0.safetensors", plugins=[Layers()])
     assert draw(pipe, small, EDGES, layers=1).isfinite().all()
-    with pytest.raises(RequestError, match="guides one picture; layered draws several"):
+    with pytest.raises(RequestError, match="guides one picture; layers draws several"):
         draw(pipe, small, EDGES, layers=2)
