@@ -55,6 +55,7 @@ CORE_RECIPES = (
         defaults=_GUIDED,
         options=TANH,
         example=_EXAMPLE,
+        based_on="qwen-image",
         training=_BOTH,
     ),
     Recipe(

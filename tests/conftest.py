@@ -22,7 +22,7 @@ settings.load_profile("shared machine")
 HERE = Path(__file__).parent
 NAMED_ONLY = {HERE / "parity", HERE / "benchmarks"}
 # Tests of the core are about the core alone, whatever else of this repository is installed; these are about all of it.
-OF_ALL_DISTRIBUTIONS = [HERE / "docs", HERE / "repo", HERE / "parity"]
+OF_ALL_DISTRIBUTIONS = [HERE / name for name in ("docs", "parity", "recipes", "repo")]
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,18 +49,23 @@ def _lines(recipe: Recipe) -> list[str]:
     based = f", on {recipe.based_on}" if recipe.based_on else ""
     return [
         f"{recipe.name}: {recipe.summary}{based}",
-        *(
-            f"  {kind:<11}{m['model_id']}: {m['origin_file_pattern']}"
-            for kind, ms in files.items()
-            for m in ms
-        ),
+        *(f"  {kind:<11}{_value(m)}" for kind, ms in files.items() for m in ms),
         *(f"  {'option':<11}{k} = {v}" for k, v in options.items()),
-        *(f"  {'given':<11}{k} = {v}" for k, v in recipe.given.items()),
+        *(f"  {'given':<11}{k} = {_value(v)}" for k, v in recipe.given.items()),
         *(f"  {'default':<11}{k} = {v}" for k, v in recipe.defaults.items()),
         *(f"  {'example':<11}{k} = {v}" for k, v in recipe.example.items()),
         *(f"  {'low memory':<11}{k} = {v}" for k, v in recipe.low_memory.items()),
         *(
-            f"  {'train':<11}{form.mode}: " + ", ".join(f"{k} = {v}" for k, v in form.arguments.items())
+            f"  {'train':<11}{form.mode}"
+            + (": " if form.arguments else "")
+            + ", ".join(f"{k} = {_value(v)}" for k, v in form.arguments.items())
             for form in recipe.training
         ),
     ]
+
+
+def _value(value: Any) -> Any:
+    """Text as it stands, and files to fetch as the hub names them."""
+    if isinstance(value, Mapping) and "model_id" in value:
+        return f"{value['model_id']}: {value['origin_file_pattern']}"
+    return value

@@ -59,7 +59,12 @@ def test_the_record_says_what_was_used(draw, tiny: Path) -> None:
     assert isinstance(record.request["seed"], int)  # drawn, and recorded
     wanted = {"prompt": "a red circle", "height": 32, "width": 48, "num_inference_steps": 2, "cfg_scale": 4.0}
     assert record.request | wanted == record.request
-    assert record.model.model_dump() == {"source": str(tiny), "dtype": "float32", "device": "cpu"}
+    assert record.model.model_dump() == {
+        "source": str(tiny),
+        "dtype": "float32",
+        "device": "cpu",
+        "low_memory": False,
+    }
     assert set(record.components) == {"transformer", "text_encoder", "vae"}
     assert all(digest.startswith("sha256:") for digest in record.components.values())
     assert (record.plugins, record.adapters) == ((), ())

@@ -39,6 +39,7 @@ RECIPES = (
         _EDIT,
         {"prompt": "将裙子改为粉色", "edit_image": "portrait.png"},
         defaults={"height": 1328, "width": 1024},
+        based_on="qwen-image",
         training=_trained(),
     ),
     _recipe(

@@ -44,6 +44,7 @@ RECIPES = (
             "layer_num": 3,
             "seed": 1,
         },
+        based_on="qwen-image",
         training=_BOTH,
     ),
     _recipe(
