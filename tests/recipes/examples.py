@@ -23,11 +23,11 @@ def tiny_request(recipe: Recipe) -> dict[str, Any]:
     return {"width": WIDTH, "height": HEIGHT, **steps, **references}
 
 
-def write_pictures(recipe: Recipe, folder: Path) -> None:
-    """A picture of the tiny size for every name in the example: a mask where a mask is meant, else colours; with alpha
+def write_pictures(recipe: Recipe, folder: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    """A picture for every name in the example, by default tiny: a mask where a mask is meant, else colours; with alpha
     where the model has it."""
     for field, name in picture_names(recipe.example):
-        picture = _mask() if "mask" in field else _colours(sum(name.encode()))
+        picture = _mask(*size) if "mask" in field else _colours(sum(name.encode()), size)
         picture.convert("RGBA" if "layer" in field else "RGB").save(folder / name)
 
 
@@ -43,15 +43,15 @@ def picture_names(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
         yield field, value
 
 
-def _colours(seed: int) -> Image.Image:
+def _colours(seed: int, size: tuple[int, int]) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
 
-def _mask() -> Image.Image:
+def _mask(width: int, height: int) -> Image.Image:
     """White in the middle."""
-    drawn = Image.new("L", (WIDTH, HEIGHT))
-    drawn.paste(255, (WIDTH // 4, HEIGHT // 4, 3 * WIDTH // 4, 3 * HEIGHT // 4))
+    drawn = Image.new("L", (width, height))
+    drawn.paste(255, (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
     return drawn
 
 

@@ -1,11 +1,10 @@
 """Every recipe, of the core and of every plugin, draws its own example on tiny files in the exact layout of the hub.
 
-Finite: a picture of the pipeline's is made from values that it clamps, so latents are looked at before.
+Latents are watched for infinities, because pictures are made from clamped values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from qwenimage_core.recipes import all_recipes
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.values import Recipe
 
-from .examples import assert_drawn, tiny_request, write_pictures
+from .examples import assert_drawn, picture_names, tiny_request, write_pictures
 
 RECIPES = [recipe for _, recipe in all_recipes(PluginRegistry.discover()).values()]
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -30,38 +29,41 @@ def open_recipe(recipe: Recipe, hub: Path, **options: Any) -> QwenImagePipeline:
 
 
 @every_recipe
-def test_a_recipe_draws_its_example(recipe: Recipe, hub: Path, offline: Path) -> None:
-    write_pictures(recipe, offline)
-    pipe = open_recipe(recipe, hub)
-    tiny = tiny_request(recipe)
-    plan = pipe.plan(**recipe.example, **{k: v for k, v in tiny.items() if k in ("width", "height")})
-    check_defaults(plan, recipe, overridden=tiny)
-    seen: list[bool] = []
-    watch = {
-        "progress_bar_cmd": iter,
-        "step_callback": lambda report: seen.append(bool(torch.isfinite(report.latents_BNC).all())),
-    }
-    drawn = pipe(**recipe.example, **tiny, **watch)
-    assert seen and all(seen), "latents are finite after every step"
-    assert_drawn(drawn if isinstance(drawn, list) else [drawn], recipe)
-    again = pipe(**recipe.example, **tiny, progress_bar_cmd=iter)
-    assert again == drawn, "the example has a seed"
-
-
-def check_defaults(plan: Any, recipe: Recipe, overridden: Mapping[str, Any]) -> None:
-    """What the recipe decides is what was planned."""
+def test_what_a_recipe_decides_reaches_the_plan(recipe: Recipe, hub: Path, offline: Path) -> None:
     request = {**recipe.defaults, **recipe.example}
+    write_pictures(recipe, offline, size=(request["width"], request["height"]))
+    pipe = open_recipe(recipe, hub)
+    plan = pipe.plan(**recipe.example)
     assert plan.steps == request["num_inference_steps"]
-    for name in request.keys() - {"width", "height", "num_inference_steps"}:
-        if not isinstance(request[name], list | str):
-            assert getattr(plan.request, name) == request[name], name
-    assert plan.request.negative_prompt == request.get("negative_prompt", "")
+    for name, value in request.items():
+        if not isinstance(value, list) and name not in dict(picture_names(request)):
+            assert getattr(plan.request, name) == value, name
     assert (plan.negative is None) == (request["cfg_scale"] == 1)
     assert plan.options.activation == recipe.options.activation
-    if recipe.options.zero_cond_t:
-        assert [s.timestep for s in plan.positive.layout.images if s.owner != "core"] == ["zero"] * len(
-            recipe.example["edit_image"]
-        )
+    references = [segment for segment in plan.positive.layout.images if segment.owner == "edit"]
+    assert {s.timestep for s in references} <= {"zero" if recipe.options.zero_cond_t else "step"}
+    assert [lora.name for lora in pipe.loras] == [recipe.name] * len(recipe.loras)
+    made = "lightning" in recipe.given or "i2l_images" in recipe.example
+    assert len(plan.adapters) == made, "LoRAs of a run"
+    nets = [model for model in recipe.models if "ControlNet" in model["model_id"]]
+    assert len(plan.positive.residuals) == len(nets)
+
+
+@every_recipe
+def test_a_recipe_draws_its_example(recipe: Recipe, hub: Path, offline: Path) -> None:
+    write_pictures(recipe, offline)
+    finite: list[bool] = []
+    request = {
+        **recipe.example,
+        **tiny_request(recipe),
+        "progress_bar_cmd": iter,
+        "step_callback": lambda report: finite.append(bool(torch.isfinite(report.latents_BNC).all())),
+    }
+    pipe = open_recipe(recipe, hub)
+    drawn = pipe(**request)
+    assert finite and all(finite), "after every step"
+    assert_drawn(drawn if isinstance(drawn, list) else [drawn], recipe)
+    assert pipe(**request) == drawn, "the example has a seed"
 
 
 @every_recipe
@@ -74,5 +76,5 @@ def test_the_low_memory_form_opens_and_says_what_has_no_effect_yet(
     [warning] = [str(w.message) for w in caught if w.category is QwenImageWarning]
     for setting, value in recipe.low_memory.items():
         assert (f"{setting}={value}" in warning) == (value != "cpu"), "it computes on a CPU here anyway"
-    plan = pipe.plan(**recipe.example)
-    assert plan.steps == {**recipe.defaults, **recipe.example}["num_inference_steps"]
+    drawn = pipe(**recipe.example, **tiny_request(recipe), progress_bar_cmd=iter)
+    assert_drawn(drawn if isinstance(drawn, list) else [drawn], recipe)
