@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,13 @@ class Explanation:
         facts = self.facts
         lines = [_headline(facts)]
         for plugin in facts["plugins"]:
-            lines.append(f"  with {plugin['name']} {plugin['version']}")
+            lines.append(f"  with {plugin['name']} {plugin['version']}: {_share(plugin['name'], facts)}")
         for name, branch in facts["branches"].items():
             lines.append(f"\n{name} branch, {branch['tokens']} tokens")
-            lines += [_segment_line(s) for s in branch["segments"]]
-            lines.append(f"  attention: {branch['attention']}")
-            lines += [f"  residual {r}" for r in branch["residuals"]]
-        if facts["contributions"]:
-            lines.append("\ncontributions")
-            lines += [f"  {c['plugin']:<22} {c['hook']:<16} {c['what']}" for c in facts["contributions"]]
+            lines += _segment_lines(branch["segments"])
+            first, *others = branch["attention"]
+            lines += [f"  attention: {first}", *(f"             {line}" for line in others)]
+            lines += [f"  residual: {r}" for r in branch["residuals"]]
         lines.append(f"\nschedule: {_schedule(facts['sigmas'])}")
         lines.append(f"adapters: {', '.join(facts['adapters']) or 'none'}")
         lines.append("components")
@@ -66,7 +64,7 @@ def explain(
             "steps": plan.steps,
             "cfg_scale": request.cfg_scale,
             "plugins": [{"name": p.name, "version": p.version} for p in plan.plugins],
-            "branches": {b.name: _branch(b) for b in plan.branches},
+            "branches": {b.name: _branch(b, plan) for b in plan.branches},
             "contributions": [vars(c) | {} for c in plan.contributions],
             "sigmas": list(plan.sigmas),
             "adapters": [*loras, *(a.name for a in plan.adapters)],
@@ -103,13 +101,31 @@ def expected_peak(plans: Sequence[Plan], components: Mapping[str, Sequence[Compo
     return weights + working
 
 
-def _branch(branch: Branch) -> dict[str, Any]:
+def _branch(branch: Branch, plan: Plan) -> dict[str, Any]:
     return {
         "tokens": branch.layout.tokens,
         "segments": [_segment(s) for s in branch.layout.segments],
         "attention": _attention(branch),
-        "residuals": [f"{r.name} of {p.name} on {r.segment}" for p, r in branch.residuals],
+        "residuals": [
+            f"{r.name} of {p.name} on {r.segment}, "
+            f"{_where('block', r.blocks, plan.backbone.blocks)}, {_where('step', r.steps, plan.steps)}"
+            for p, r in branch.residuals
+        ],
     }
+
+
+def _where(what: str, chosen: Collection[int] | None, count: int) -> str:
+    """Which blocks or steps, counted from 1: "every block", "steps 1-3, 5 of 8"."""
+    if chosen is None or len(set(chosen)) == count:
+        return f"every {what}"
+    runs: list[list[int]] = []
+    for number in sorted({n + 1 for n in chosen}):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"{what}{'s' * (len(set(chosen)) > 1)} {shown} of {count}"
 
 
 def _segment(segment: Segment) -> dict[str, Any]:
@@ -123,13 +139,30 @@ def _segment(segment: Segment) -> dict[str, Any]:
     }
 
 
-def _attention(branch: Branch) -> str:
+def _attention(branch: Branch) -> list[str]:
+    """Who is apart, then a line for each text segment that has an area."""
     if not branch.rules:
-        return "every token sees every token, no mask"
-    apart = sum(isinstance(r, Apart) for _, r in branch.rules)
-    within = [r for _, r in branch.rules if isinstance(r, Within)]
-    areas = ", ".join(f"{r.text} in {float(r.where.float().mean()):.0%} of {r.image}" for r in within)
-    return "; ".join(part for part in (f"{apart} pairs apart" if apart else "", areas) if part)
+        return ["every token sees every token, no mask"]
+    apart = [r for _, r in branch.rules if isinstance(r, Apart)]
+    among = dict.fromkeys(name for rule in apart for name in (rule.a, rule.b))
+    areas: dict[str, list[str]] = {}
+    for _, rule in branch.rules:
+        if isinstance(rule, Within):
+            areas.setdefault(rule.text, []).append(f"{float(rule.where.float().mean()):.0%} of {rule.image}")
+    lines = [f"{len(apart)} pair{'s' * (len(apart) > 1)} apart among {', '.join(among)}"] if apart else []
+    return lines + [f"{name} in {', '.join(parts)}" for name, parts in areas.items()]
+
+
+def _share(plugin: str, facts: Mapping[str, Any]) -> str:
+    """What one plugin gives to the run; what it gives to every branch alike is said once."""
+    said: dict[str, list[str | None]] = {}
+    for given in facts["contributions"]:
+        if given["plugin"] == plugin:
+            said.setdefault(given["what"], []).append(given["branch"])
+    everywhere = ([None], list(facts["branches"]))
+    return (
+        "; ".join(w if b in everywhere else f"{w} ({b[0]} branch)" for w, b in said.items()) or "does nothing"
+    )
 
 
 def _headline(facts: Mapping[str, Any]) -> str:
@@ -137,14 +170,22 @@ def _headline(facts: Mapping[str, Any]) -> str:
     layers = f" of {facts['frames']} layers" if facts["frames"] > 1 else ""
     return (
         f"{facts['backbone']}: {facts['pictures']} picture{'s' * (facts['pictures'] != 1)}{layers}, "
-        f"{facts['width']} x {facts['height']}, {facts['steps']} steps, {guidance}"
+        f"{facts['width']} x {facts['height']}, {facts['steps']} step{'s' * (facts['steps'] != 1)}, {guidance}"
     )
 
 
-def _segment_line(segment: Mapping[str, Any]) -> str:
-    grid = f"grid {segment['grid']}" if segment["grid"] else ""
-    zero = ", at time zero" if segment["timestep"] == "zero" else ""
-    return f"  {segment['name']:<22} {segment['owner']:<14} {segment['kind']:<6} {segment['tokens']:>6}  {grid}{zero}"
+def _segment_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    name, owner = (
+        max(least, *(len(s[key]) for s in segments)) for key, least in (("name", 22), ("owner", 14))
+    )
+    lines = []
+    for s in segments:
+        grid = f"  grid {s['grid']}" if s["grid"] else ""
+        zero = ", at time zero" if s["timestep"] == "zero" else ""
+        lines.append(
+            f"  {s['name']:<{name}} {s['owner']:<{owner}} {s['kind']:<6} {s['tokens']:>6}{grid}{zero}"
+        )
+    return lines
 
 
 def _schedule(sigmas: Sequence[float]) -> str:

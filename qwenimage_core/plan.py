@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """Who gave what: one line of `explain()`."""
+    """Who gave what: a part of a plugin's line of `explain()`. `branch` None is of the whole run."""
 
     plugin: str
     hook: str
     what: str
+    branch: BranchName | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

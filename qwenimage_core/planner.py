@@ -31,6 +31,13 @@ from qwenimage_core.values import (
 )
 
 CORE = "core"
+REPLACED = {
+    "encode_prompt": "how prompts are read",
+    "schedule": "the schedule",
+    "target": "what is drawn",
+    "options": "the transformer's options",
+}
+"""The parts of a Condition of which a run has one, in words."""
 
 
 def make_plan(ctx: Context, plugins: Sequence[LoadedPlugin], seeds: Sequence[int]) -> Plan:
@@ -82,7 +89,7 @@ class Given:
         if len(values) > 1:
             (first, _), (second, _) = values[:2]
             raise ConflictError(
-                f"{first.name} and {second.name} both replace the {part.replace('_', ' ')}.",
+                f"{first.name} and {second.name} both replace {REPLACED.get(part, f'the {part}')}.",
                 got=" and ".join(f"{p.name} {p.version}" for p, _ in values),
                 expected="one plugin that does so in a run",
                 mend=f"leave out the request fields of {first.name} or of {second.name}",
@@ -260,27 +267,19 @@ def _contributions(
     given: Given, appended: Sequence[tuple[LoadedPlugin, ImageSegment]], branches: Iterable[Branch]
 ) -> Iterable[Contribution]:
     for plugin, condition in given.conditions:
-        parts = [f"text segment {s.name}" for s in condition.text]
-        parts += [f"adapter {a.name}" for a in condition.adapters]
+        parts = [f"adds text {', '.join(s.name for s in condition.text)}"] if condition.text else []
+        parts += [f"attaches adapter {a.name}" for a in condition.adapters]
         parts += [
-            f"its own {part.replace('_', ' ')}"
-            for part in ("encode_prompt", "schedule", "target", "options")
-            if getattr(condition, part) is not None
+            f"decides {what}" for part, what in REPLACED.items() if getattr(condition, part) is not None
         ]
-        yield Contribution(plugin=plugin.name, hook="condition", what=", ".join(parts) or "nothing")
+        yield Contribution(plugin=plugin.name, hook="condition", what="; ".join(parts) or "changes nothing")
     for plugin, segment in appended:
-        yield Contribution(
-            plugin=plugin.name, hook="latent_concat", what=f"{segment.name}, {segment.tokens.count} tokens"
-        )
+        yield Contribution(plugin=plugin.name, hook="latent_concat", what=f"appends {segment.name}")
     for branch in branches:
         for plugin in dict.fromkeys(p for p, _ in branch.rules):
             count = sum(p is plugin for p, _ in branch.rules)
-            yield Contribution(
-                plugin=plugin.name, hook="attention_mask", what=f"{count} rules ({branch.name})"
-            )
+            what = f"limits who sees whom by {count} rule{'s' * (count > 1)}"
+            yield Contribution(plugin=plugin.name, hook="attention_mask", what=what, branch=branch.name)
         for plugin, residual in branch.residuals:
-            yield Contribution(
-                plugin=plugin.name,
-                hook="residual_inject",
-                what=f"{residual.name} on {residual.segment} ({branch.name})",
-            )
+            what = f"adds {residual.name} on {residual.segment}"
+            yield Contribution(plugin=plugin.name, hook="residual_inject", what=what, branch=branch.name)
