@@ -69,6 +69,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "entities and references at time zero": ("edit-2511", ENTITIES | EDIT | {"zero_cond_t": True}),
     "entities and layers": ("layered", ENTITIES | LAYERS),
+    "references and layers": (  # the peer takes them as they are, so with the four channels of this VAE
+        "layered",
+        LAYERS | {**EDIT, "edit_image": [picture("RGBA", 1), picture("RGBA", 2)]},
+    ),
 }
 
 

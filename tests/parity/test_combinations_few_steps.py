@@ -61,6 +61,7 @@ EDIT = {"edit_image": [picture(), FLIPPED], "edit_image_auto_resize": False}
 ZERO = {"zero_cond_t": True}
 CONTEXT = {"context_image": picture().rotate(180)}
 ONE_LAYER = {"layer_input_image": picture().convert("RGBA"), "layer_num": 0}
+LAYERS = ONE_LAYER | {"layer_num": 2}
 RGBA_SIDES = {
     "inputs": [
         {key: v.convert("RGBA") if key == "image" else v for key, v in i.items()}
@@ -68,10 +69,11 @@ RGBA_SIDES = {
     ]
 }
 
-# Variant, fields, and whether with a Lightning file.
+# Variant, fields, and whether in few steps: with a Lightning file, or its schedule alone where there is none.
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "a ControlNet and references at time zero": ("edit-2511", SIDE | EDIT | ZERO, False),
     "a ControlNet and context": ("base", SIDE | CONTEXT, False),
+    "a ControlNet and entities": ("base", SIDE | ENTITIES, False),
     "two ControlNets, entities, references and context": (
         "edit-2509",
         BOTH_SIDES | ENTITIES | EDIT | CONTEXT,
@@ -80,6 +82,9 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "two ControlNets and one layer": ("layered", RGBA_SIDES | ONE_LAYER, False),
     "few steps and references at time zero": ("edit-2511", EDIT | ZERO, True),
     "few steps and one reference": ("edit", EDIT | {"edit_image": picture()}, True),
+    "few steps and entities": ("base", ENTITIES, True),
+    "few steps and a ControlNet": ("base", SIDE, True),
+    "few steps and layers": ("layered", LAYERS, True),
     "few steps, entities and a ControlNet": ("base", ENTITIES | SIDE, True),
     "few steps and context": ("base", CONTEXT, True),
     "few steps, references at time zero, entities and a ControlNet": (
@@ -125,16 +130,16 @@ def controlnets(folder: Path) -> tuple[list[Path], Any]:
     return files, QwenImageBlockwiseMultiControlNet(nets)
 
 
-Both = Callable[[str, bool], tuple[QwenImagePipeline, Any, Path | None]]
+Both = Callable[[str, bool], tuple[QwenImagePipeline, Any, Path | bool]]
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """Ours, theirs, and the Lightning file that theirs has within."""
+    """Ours, theirs, and the Lightning file that theirs has within (True: the schedule alone)."""
     models = tmp_path_factory.mktemp("models")
 
     @cache
-    def make(variant: Any, lightning: bool) -> tuple[QwenImagePipeline, Any, Path | None]:
+    def make(variant: Any, lightning: bool) -> tuple[QwenImagePipeline, Any, Path | bool]:
         from diffsynth.diffusion import FlowMatchScheduler
 
         folder = write_tiny_checkpoint(models / f"{variant}-{lightning}", variant=variant, seed=2)
@@ -153,11 +158,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         ours.prompts.positions = "flat"  # as the peer under transformers 5
         theirs = tanh_gelu(diffsynth_pipeline(folder))
         theirs.blockwise_controlnet = side
-        file = None
+        file: Path | bool = lightning
         if lightning:
+            theirs.scheduler = FlowMatchScheduler("Qwen-Image-Lightning")
+        if lightning and variant != "layered":
             file = write_lightning(folder / lightning_name(variant))
             theirs.load_lora(theirs.dit, str(file))
-            theirs.scheduler = FlowMatchScheduler("Qwen-Image-Lightning")
         return ours, theirs, file
 
     return make
