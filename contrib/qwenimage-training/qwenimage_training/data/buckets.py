@@ -41,7 +41,7 @@ def choose_bucket(source: Size, buckets: Sequence[Size], enlarge: float) -> Size
 def cut_away(source: Size, size: Size) -> float:
     """The share of a picture that is lost when it is cut to `size`."""
     scale = max(size[0] / source[0], size[1] / source[1])
-    return 1 - size[0] * size[1] / (source[0] * source[1] * scale**2)
+    return max(0.0, 1 - size[0] * size[1] / (source[0] * source[1] * scale**2))
 
 
 class TargetSizes:

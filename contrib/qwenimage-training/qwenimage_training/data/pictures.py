@@ -30,13 +30,37 @@ def picture_size(path: Path, where: str) -> Size:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # reading is bounded by ours
             with Image.open(path) as picture:
-                turned = picture.getexif().get(ORIENTATION, 1) >= 5
+                turned = _is_turned(picture, path)
                 width, height = picture.size
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise _unreadable(where, error) from error
     if width * height > MAX_PIXELS:
         raise _unreadable(where, f"{path} has {width} x {height} pixels; at most {MAX_PIXELS} are read")
     return (height, width) if turned else (width, height)
+
+
+def _is_turned(picture: Image.Image, path: Path) -> bool:
+    """Whether height and width change places when it is shown. Pillow turns TIFF itself, and would decode the whole
+    of a PNG to look for EXIF data behind the pixels: whether there is any is seen faster in the file."""
+    if picture.format == "TIFF":
+        return False
+    in_header = picture.format == "PNG" and not _has_text_behind_pixels(path)
+    exif = Image.Image.getexif(picture) if in_header else picture.getexif()
+    return exif.get(ORIENTATION, 1) >= 5
+
+
+def _has_text_behind_pixels(png: Path) -> bool:
+    """Walk over the chunks of a PNG file: 4 bytes of length, 4 of kind, the content, 4 of checksum."""
+    behind = False
+    with png.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            kind = head[4:]
+            if behind and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            behind = behind or kind == b"IDAT"
+            file.seek(int.from_bytes(head[:4]) + 4, 1)
+    return False
 
 
 def read_picture(path: Path, mode: Mode, where: str) -> Image.Image:
