@@ -273,8 +273,9 @@ def _contributions(
             f"decides {what}" for part, what in REPLACED.items() if getattr(condition, part) is not None
         ]
         yield Contribution(plugin=plugin.name, hook="condition", what="; ".join(parts) or "changes nothing")
-    for plugin, segment in appended:
-        yield Contribution(plugin=plugin.name, hook="latent_concat", what=f"appends {segment.name}")
+    for plugin in dict.fromkeys(p for p, _ in appended):
+        names = ", ".join(segment.name for p, segment in appended if p is plugin)
+        yield Contribution(plugin=plugin.name, hook="latent_concat", what=f"appends {names}")
     for branch in branches:
         for plugin in dict.fromkeys(p for p, _ in branch.rules):
             count = sum(p is plugin for p, _ in branch.rules)

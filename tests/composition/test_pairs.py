@@ -4,6 +4,7 @@ Pairs that make no sense are refused, naming both."""
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +33,13 @@ def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_the_table_holds_every_pair_once() -> None:
     assert [pair.plugins for pair in PAIRS] == list(combinations(PLUGINS, 2))
     assert list(SEVERAL) == list(FIELDS) == list(PLUGINS)
+
+
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p.peer], ids=lambda pair: pair.name)
+def test_the_live_comparison_of_a_pair_is_there(pair: Pair) -> None:
+    assert pair.peer is not None
+    file, case = pair.peer
+    assert f'"{case}": (' in (Path(__file__).parents[1] / "parity" / file).read_text("utf-8")
 
 
 @EVERY_PAIR
