@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.layout import Segment
@@ -116,16 +117,12 @@ def _branch(branch: Branch, plan: Plan) -> dict[str, Any]:
 
 def _where(what: str, chosen: Collection[int] | None, count: int) -> str:
     """Which blocks or steps, counted from 1: "every block", "steps 1-3, 5 of 8"."""
-    if chosen is None or len(set(chosen)) == count:
+    numbers = sorted({n + 1 for n in chosen or ()})
+    if len(numbers) in (0, count):
         return f"every {what}"
-    runs: list[list[int]] = []
-    for number in sorted({n + 1 for n in chosen}):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    shown = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"{what}{'s' * (len(set(chosen)) > 1)} {shown} of {count}"
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    shown = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"{what}{'s' * (len(numbers) > 1)} {shown} of {count}"
 
 
 def _segment(segment: Segment) -> dict[str, Any]:
@@ -160,9 +157,8 @@ def _share(plugin: str, facts: Mapping[str, Any]) -> str:
         if given["plugin"] == plugin:
             said.setdefault(given["what"], []).append(given["branch"])
     everywhere = ([None], list(facts["branches"]))
-    return (
-        "; ".join(w if b in everywhere else f"{w} ({b[0]} branch)" for w, b in said.items()) or "does nothing"
-    )
+    parts = [what if b in everywhere else f"{what} ({b[0]} branch)" for what, b in said.items()]
+    return "; ".join(parts) or "does nothing"
 
 
 def _headline(facts: Mapping[str, Any]) -> str:
@@ -174,18 +170,12 @@ def _headline(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _segment_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
-    name, owner = (
-        max(least, *(len(s[key]) for s in segments)) for key, least in (("name", 22), ("owner", 14))
-    )
-    lines = []
+def _segment_lines(segments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    owner = max(14, *(len(s["owner"]) for s in segments))
     for s in segments:
         grid = f"  grid {s['grid']}" if s["grid"] else ""
         zero = ", at time zero" if s["timestep"] == "zero" else ""
-        lines.append(
-            f"  {s['name']:<{name}} {s['owner']:<{owner}} {s['kind']:<6} {s['tokens']:>6}{grid}{zero}"
-        )
-    return lines
+        yield f"  {s['name']:<22} {s['owner']:<{owner}} {s['kind']:<6} {s['tokens']:>6}{grid}{zero}"
 
 
 def _schedule(sigmas: Sequence[float]) -> str:
