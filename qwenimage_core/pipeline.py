@@ -128,7 +128,7 @@ class QwenImagePipeline:
 
         registry = plugins if isinstance(plugins, PluginRegistry) else PluginRegistry.discover(plugins)
         recipe = find_recipe(name, registry)
-        placement = recipe.low_memory if low_memory else {}
+        placement: Mapping[str, Any] = recipe.low_memory if low_memory else {}
         parts = assemble(
             None,
             torch_dtype=torch_dtype,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import runpy
 from pathlib import Path
-from types import ModuleType
 
 from qwenimage_core.recipes import all_recipes
 from qwenimage_core.registry import PluginRegistry
@@ -14,19 +13,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted((DOCS / "variants").glob("*.md"))
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_fields", DOCS / "make_fields.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = runpy.run_path(str(DOCS / "make_fields.py"))
 
 
 def test_the_tables_are_what_the_script_makes() -> None:
-    made = script()
     for page in PAGES:
         text = page.read_text("utf-8")
-        assert text == made.with_tables(text), f"{page.name}: python docs/make_fields.py"
+        assert text == SCRIPT["with_tables"](text), f"{page.name}: python docs/make_fields.py"
 
 
 def test_every_plugin_has_its_table_and_its_readme_is_linked() -> None:
@@ -34,7 +27,7 @@ def test_every_plugin_has_its_table_and_its_readme_is_linked() -> None:
     registry.load_all()
     owners = {plugin.name for plugin in registry.loaded if plugin.fields}
     tables = {
-        owner: page for page in PAGES for _, owner, _ in script().TABLE.findall(page.read_text("utf-8"))
+        owner: page for page in PAGES for _, owner, _ in SCRIPT["TABLE"].findall(page.read_text("utf-8"))
     }
     assert set(tables) == owners
     for owner, page in tables.items():

@@ -10,7 +10,9 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("script", "made"), [("make_hooks", "reference"), ("make_composition", "page")])
+@pytest.mark.parametrize(
+    ("script", "made"), [("make_hooks", "reference"), ("make_composition", "page"), ("make_models", "page")]
+)
 def test_a_page_is_what_its_script_makes(script: str, made: str) -> None:
     names = runpy.run_path(str(DOCS / f"{script}.py"))
     assert names["PAGE"].read_text("utf-8") == names[made](), f"python docs/{script}.py"
