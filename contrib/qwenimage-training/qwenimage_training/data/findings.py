@@ -98,14 +98,15 @@ def _files(
                 findings.append(Finding.of("file", error, record.where))
             else:
                 sizes.setdefault(column, []).append(picture.size)
-                hashes.setdefault(column, []).append(_digest(path))
+                hashes.setdefault(column, []).append(_digest(path, path.stat().st_mtime_ns))
                 if not reader.is_aligned(column):
                     findings += _unfit(picture.size, reader, where, record)
     return sizes, hashes
 
 
 @lru_cache(maxsize=65536)
-def _digest(path: Path) -> str:
+def _digest(path: Path, changed: int) -> str:
+    """sha256 of a file, once for all rows that name it; `changed` is its modification time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -43,8 +43,8 @@ def _cell(sheet: Image.Image, corner: tuple[int, int], record: Record, index: in
         draw.rectangle((x, y, x + SIDE, y + SIDE), outline="red")
         draw.multiline_text((x + 4, y + 4), _lines(f"{error.what} {error.got}", 26, 11), fill="red")
         return
-    pictures = [p for column in reader.file_keys if column in row.fields for p in _listed(row.fields[column])]
-    target, *others = pictures
+    beside = [column for column in reader.file_keys if column in row.fields and column != "image"]
+    target, *others = [picture for column in ("image", *beside) for picture in _listed(row.fields[column])]
     _paste(sheet, target, (x, y), SIDE)
     for number, other in enumerate(others[:2]):
         _paste(sheet, other, (x + SIDE + GAP, y + number * (SMALL + GAP)), SMALL)

@@ -62,9 +62,9 @@ def tokenizer_of(model: str) -> TokenCounter:
             got=str(error).splitlines()[0],
             expected="tokenizer.json",
         ) from error
-    dropped = len(tokenizer(T2I.prefix)["input_ids"])
+    dropped = len(tokenizer(T2I.prefix, add_special_tokens=False)["input_ids"])
 
     def count(prompt: str) -> int:
-        return len(tokenizer(T2I.prefix + prompt + SUFFIX)["input_ids"]) - dropped
+        return len(tokenizer(T2I.prefix + prompt + SUFFIX, add_special_tokens=False)["input_ids"]) - dropped
 
     return TokenCounter(f"tokenizer of {model}", True, count)

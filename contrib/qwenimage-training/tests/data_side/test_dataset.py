@@ -9,14 +9,14 @@ import sys
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from torch.utils.data import DataLoader
 
 from qwenimage_core.errors import LoadError
 from qwenimage_training.data.arguments import DataArguments
+from qwenimage_training.data.batches import BatchSampler
 from qwenimage_training.data.dataset import TrainingDataset
 from qwenimage_training.data.dropout import Dropout
 from qwenimage_training.data.rows import Row
-
-EVERY_KEY = "image,edit_image,blockwise_controlnet_image,eligen_entity_masks,layer_input_image,own_image"
 
 
 def dataset(folder, **more) -> TrainingDataset:
@@ -147,6 +147,26 @@ def test_repeats_and_sizes(folder) -> None:
     assert found.name_of(3) == "metadata.jsonl, row 2 (line 2) (b.png)"
     with pytest.raises(IndexError):
         found[6]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_gives_batches_of_one_size(folder, workers: int) -> None:
+    rows = [
+        {"prompt": str(i), "image": folder.picture(f"{i}.png", (64, 64) if i % 3 else (96, 32), (i, 0, 0))}
+        for i in range(8)
+    ]
+    folder.jsonl(rows)
+    found = dataset(folder, dataset_repeat=2, dataset_num_workers=workers)
+    sampler = BatchSampler(found.sizes(), 3, seed=1)
+    loader = DataLoader(found, batch_sampler=sampler, collate_fn=list, num_workers=workers)
+    batches = list(loader)
+    assert [[row.index for row in batch] for batch in batches] == list(sampler)
+    assert len(loader) == len(batches)
+    for batch in batches:
+        assert len({row.fields["image"].size for row in batch}) == 1
+        for row in batch:
+            assert row.prompt == str(row.index % 8)
+            assert row.fields["image"].getpixel((0, 0)) == (row.index % 8, 0, 0)
 
 
 def test_the_digest_follows_rows_and_files(folder) -> None:
