@@ -1,4 +1,4 @@
-"""The core's recipes, run end to end on tiny checkpoints in the layout of the hub."""
+"""What recipes are to the core: LoRAs, names, errors, commands. Each is run end to end in tests/recipes."""
 
 from __future__ import annotations
 
@@ -44,16 +44,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_recipe(name: str, models: Path) -> QwenImagePipeline:
     return QwenImagePipeline.from_recipe(name, local_model_path=models, skip_download=True)
-
-
-@pytest.mark.parametrize("recipe", CORE_RECIPES, ids=lambda recipe: recipe.name)
-def test_every_recipe_draws_its_example(recipe: Recipe, models: Path) -> None:
-    pipe = open_recipe(recipe.name, models)
-    plan = pipe.plan(**recipe.example, **{**QUICK, "num_inference_steps": None})
-    assert plan.steps == recipe.defaults["num_inference_steps"]
-    assert (plan.negative is None) == (recipe.defaults["cfg_scale"] == 1)
-    assert plan.options.activation == recipe.options.activation
-    assert pipe(**recipe.example, **QUICK).size == (32, 32)
 
 
 def test_a_recipe_with_a_lora_attaches_it(models: Path) -> None:

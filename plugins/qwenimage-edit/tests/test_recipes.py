@@ -1,4 +1,4 @@
-"""Every recipe of editing, run end to end on tiny checkpoints in the layout of the hub."""
+"""What the recipes of editing make of references. That each draws its example is tested in tests/recipes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, folder: Callable[[str], Pat
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_every_recipe_draws_its_example(
+def test_references_are_taken_as_the_recipe_says(
     recipe: Recipe, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,17 +51,11 @@ def test_every_recipe_draws_its_example(
         recipe.name, local_model_path=models, skip_download=True, plugins=[qwenimage_edit]
     )
     plan = pipe.plan(**recipe.example)
-    assert (plan.steps, plan.request.height, plan.request.width) == tuple(
-        recipe.defaults[name] for name in ("num_inference_steps", "height", "width")
-    )
     lowres = recipe.name.endswith("lowres-fix")
-    assert plan.options.activation == ("quick_gelu" if lowres else "gelu_tanh")
-    assert [lora.name for lora in pipe.loras] == ([recipe.name] if lowres else [])
     reference = plan.positive.layout["edit/1"]
     assert reference.tokens == (2 * 3 if lowres else 78 * 52), "1248 x 832 pixels are 78 x 52 tokens"
     assert reference.onto == ("noise" if lowres else None)
     assert reference.timestep == ("zero" if "2511" in recipe.name else "step")
-    assert pipe(**recipe.example, **QUICK, edit_image_auto_resize=False).size == (32, 32)
 
 
 def test_a_recipe_of_references_still_draws_without_one(models: Path) -> None:

@@ -1,14 +1,11 @@
-"""Every recipe draws its example, on a tiny model in the layout of the hub."""
+"""What a Lightning recipe brings to every run. That each draws its example is tested in tests/recipes."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 import qwenimage_lightning
 from qwenimage_core import QwenImagePipeline, RequestError
@@ -21,7 +18,7 @@ from .conftest import lightning_lora
 SMALL = {"height": 64, "width": 48, "progress_bar_cmd": iter}
 
 
-def open_recipe(recipe: Recipe, folder: Path, *plugins: Any) -> QwenImagePipeline:
+def open_recipe(recipe: Recipe, folder: Path) -> QwenImagePipeline:
     """The recipe on tiny files at the places that it names."""
     write_tiny_checkpoint(folder / "Qwen" / "Qwen-Image")
     variants: dict[str, Any] = {"Edit": "edit", "2509": "edit-2509", "2511": "edit-2511"}
@@ -31,7 +28,7 @@ def open_recipe(recipe: Recipe, folder: Path, *plugins: Any) -> QwenImagePipelin
     file = recipe.given["lightning"]
     lightning_lora(folder / file["model_id"] / file["origin_file_pattern"])
     return QwenImagePipeline.from_recipe(
-        recipe.name, local_model_path=folder, skip_download=True, plugins=[qwenimage_lightning, *plugins]
+        recipe.name, local_model_path=folder, skip_download=True, plugins=[qwenimage_lightning]
     )
 
 
@@ -46,16 +43,3 @@ def test_every_run_of_a_recipe_has_its_file_steps_and_schedule(recipe: Recipe, t
     assert pipe("a cat", seed=1, **SMALL).size == (48, 64)
     with pytest.raises(RequestError, match="without guidance"):
         pipe("a cat", **SMALL, cfg_scale=4.0)
-
-
-@pytest.mark.skipif(find_spec("qwenimage_edit") is None, reason="the examples need qwenimage-edit")
-@pytest.mark.parametrize(
-    "recipe", [r for r in RECIPES if "edit_image" in r.example], ids=lambda recipe: recipe.name
-)
-def test_a_recipe_for_editing_draws_its_example(recipe: Recipe, tmp_path: Path) -> None:
-    pipe = open_recipe(recipe, tmp_path, import_module("qwenimage_edit"))
-    given = recipe.example["edit_image"]
-    picture = Image.new("RGB", (48, 64), "teal")
-    pictures = [picture] * len(given) if isinstance(given, list) else picture
-    example = recipe.example | {"edit_image": pictures, "edit_image_auto_resize": False}
-    assert pipe(**example, **SMALL).size == (48, 64)
