@@ -113,7 +113,7 @@ def _shared(name: str) -> inspect.Parameter:
     option = typer.Option(
         f"--{name}", help=help + note, metavar="", show_default=False, rich_help_panel=PANEL
     )
-    kind = bool if field.annotation is bool else str
+    kind: Any = bool if field.annotation is bool else str
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
