@@ -38,9 +38,9 @@ What a run attaches is detached after it, bit for bit.
 ## Every pair
 
 *As the peer*: final latents within 1e-4 of DiffSynth-Studio's, run live on equal weights, and equal pictures.
-*Works*: no peer draws it in one run. For both it is tested that each of the two acts, that their order
-changes nothing, that a batch draws what single runs draw, and that nothing stays behind. On the diagonal:
-what several of one kind do.
+(It makes the LoRA of i2l in a run of its own; the comparison gives it the file.) Of each pair it is tested
+besides that both act, that their order changes nothing, that a batch draws what single runs draw, and that
+nothing stays behind. On the diagonal: what several of one kind do.
 """
 
 REQUEST = """

@@ -111,13 +111,14 @@ class Pair:
 
 
 COMBINATIONS, FEW_STEPS, LAYERED = "test_combinations.py", "test_combinations_few_steps.py", "test_layered.py"
+WITH_I2L = "test_combinations_i2l.py"
 
 PAIRS: tuple[Pair, ...] = (
     Pair("edit", "layered", "layered", peer=(COMBINATIONS, "references and layers")),
     Pair("edit", "eligen", peer=(COMBINATIONS, "entities and references")),
     Pair("edit", "blockwise-controlnet", peer=(FEW_STEPS, "a ControlNet and references at time zero")),
     Pair("edit", "in-context-control", peer=(LAYERED, "context and references")),
-    Pair("edit", "i2l"),
+    Pair("edit", "i2l", peer=(WITH_I2L, "edit")),
     Pair("edit", "lightning", peer=(FEW_STEPS, "few steps and references at time zero")),
     Pair("layered", "eligen", "layered", peer=(COMBINATIONS, "entities and layers")),
     Pair(
@@ -132,7 +133,7 @@ PAIRS: tuple[Pair, ...] = (
         peer=(FEW_STEPS, "two ControlNets and one layer"),
     ),
     Pair("layered", "in-context-control", "layered", peer=(LAYERED, "layers with an opaque context")),
-    Pair("layered", "i2l", "layered"),
+    Pair("layered", "i2l", "layered", peer=(WITH_I2L, "layered")),
     Pair(
         "layered",
         "lightning",
@@ -144,14 +145,14 @@ PAIRS: tuple[Pair, ...] = (
     ),
     Pair("eligen", "blockwise-controlnet", peer=(FEW_STEPS, "a ControlNet and entities")),
     Pair("eligen", "in-context-control", peer=(COMBINATIONS, "entities and context")),
-    Pair("eligen", "i2l"),
+    Pair("eligen", "i2l", peer=(WITH_I2L, "eligen")),
     Pair("eligen", "lightning", peer=(FEW_STEPS, "few steps and entities")),
     Pair("blockwise-controlnet", "in-context-control", peer=(FEW_STEPS, "a ControlNet and context")),
-    Pair("blockwise-controlnet", "i2l"),
+    Pair("blockwise-controlnet", "i2l", peer=(WITH_I2L, "blockwise-controlnet")),
     Pair("blockwise-controlnet", "lightning", peer=(FEW_STEPS, "few steps and a ControlNet")),
-    Pair("in-context-control", "i2l"),
+    Pair("in-context-control", "i2l", peer=(WITH_I2L, "in-context-control")),
     Pair("in-context-control", "lightning", peer=(FEW_STEPS, "few steps and context")),
-    Pair("i2l", "lightning"),
+    Pair("i2l", "lightning", peer=(WITH_I2L, "lightning")),
 )
 
 
