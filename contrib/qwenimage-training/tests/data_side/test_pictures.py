@@ -117,6 +117,22 @@ def test_what_is_transparent_lies_on_white(folder, mode: str) -> None:
     assert shown.getpixel((2, 5)) != (255, 255, 255)
 
 
+def test_sixteen_bits_are_scaled_and_not_clipped(folder) -> None:
+    depth = Image.new("I;16", (4, 1))
+    for x, value in enumerate((0, 257, 128 * 257, 65535)):
+        depth.putpixel((x, 0), value)
+    depth.save(folder.path / "a.png")
+    shown = read_picture(folder.path / "a.png", "RGB", "row 1")
+    assert [shown.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+def test_values_without_a_range_are_refused(folder) -> None:
+    Image.new("F", (4, 4), 0.5).save(folder.path / "a.tif")
+    with pytest.raises(LoadError, match="row 1") as caught:
+        read_picture(folder.path / "a.tif", "RGB", "row 1")
+    assert "32 bits" in str(caught.value)
+
+
 def test_layers_keep_their_transparency(folder) -> None:
     folder.picture("a.png", colour=(0, 255, 0, 100), mode="RGBA")
     assert read_picture(folder.path / "a.png", "RGBA", "row 1").getpixel((0, 0)) == (0, 255, 0, 100)
