@@ -53,10 +53,18 @@ options are those of `qwenimage train --help`."""
 
 def page() -> str:
     """The whole page."""
-    owned = all_recipes(PluginRegistry.discover())
+    registry = PluginRegistry.discover()
+    owned = all_recipes(registry)
+    owners = {field: plugin.name for plugin in registry.loaded for field in plugin.fields}
     recipes = [recipe for _, recipe in owned.values()]
     models = [
-        (f"`{r.name}`", _package(owner), r.summary, ", ".join(f"`{i}`" for i in weights(r)))
+        (
+            f"`{r.name}`",
+            f"`{owner if owner == CORE else f'qwenimage-{owner}'}`",
+            _code(install(r, owner, owners)),
+            r.summary,
+            ", ".join(f"`{model_id}`" for model_id in weights(r)),
+        )
         for owner, r in owned.values()
     ]
     commands = [(f"`{r.name}`", _code(generate(r)), _code(low_memory(r))) for r in recipes]
@@ -67,7 +75,7 @@ def page() -> str:
             LINEAGE,
             lineage(recipes),
             MODELS,
-            _table(("recipe", "package", "what it does", "weights"), models),
+            _table(("recipe", "package", "install", "what it does", "weights"), models),
             COMMANDS,
             _table(("recipe", "generate", "with little memory"), commands),
             TRAINING,
@@ -94,18 +102,24 @@ def weights(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(m["model_id"] for m in own))
 
 
-def generate(recipe: Recipe) -> str:
+def generate(recipe: Recipe, *options: str) -> str:
     """The command that draws the recipe's example."""
     example = dict(recipe.example)
-    words = ["qwenimage", "generate", "--recipe", recipe.name, example.pop("prompt")]
+    words = ["qwenimage", "generate", "--recipe", recipe.name, *options, example.pop("prompt")]
     for field, value in example.items():
         words += _option(field, value)
-    return shlex.join(words)
+    return " ".join(map(_quoted, words))
 
 
 def low_memory(recipe: Recipe) -> str:
     """The same in the recipe's low-memory form."""
-    return f"{generate(recipe)} --low-memory"
+    return generate(recipe, "--low-memory")
+
+
+def _quoted(word: str) -> str:
+    """For a shell; in double quotes where single ones would have to be broken up."""
+    plain = "'" in word and not set('"$`\\!') & set(word)
+    return f'"{word}"' if plain else shlex.quote(word)
 
 
 def training(recipe: Recipe) -> tuple[str | None, str | None, str | None]:
@@ -126,8 +140,15 @@ def _option(field: str, value: Any) -> Iterator[str]:
         yield ",".join(f"{k}={v}" for k, v in one.items()) if isinstance(one, Mapping) else str(one)
 
 
-def _package(owner: str) -> str:
-    return f"`{CORE}`" if owner == CORE else f"`qwenimage-{owner}`, extra `{owner}`"
+def install(recipe: Recipe, owner: str, owners: Mapping[str, str]) -> str:
+    """The line that installs what the recipe and its example need: its owner and the owners of fields it gives."""
+    fields = {*recipe.example, *recipe.given}
+    extras = sorted({owner, *(owners[f] for f in fields if f in owners)} - {CORE})
+    return (
+        'pip install "qwenimage-core[{}]"'.format(",".join(extras))
+        if extras
+        else "pip install qwenimage-core"
+    )
 
 
 def _code(command: str | None) -> str:
