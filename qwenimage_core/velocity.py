@@ -74,8 +74,10 @@ class BoundBranch:
         self.zero_rows = branch.layout.zero_slices
         self.noise_tokens = plan.grid.tokens
 
-    def velocity(self, x_BNC: torch.Tensor, step: int, modulation: StepModulation) -> torch.Tensor:
-        """(B, N, C) in the transformer's dtype."""
+    def velocity(
+        self, x_BNC: torch.Tensor, step: int, modulation: StepModulation, *, checkpointing: bool = False
+    ) -> torch.Tensor:
+        """(B, N, C) in the transformer's dtype. `checkpointing` is for training: blocks are recomputed backwards."""
         x_BNC = x_BNC.to(self.text_BLD.dtype)
         if self.images_BMC is not None:
             x_BNC = torch.cat([x_BNC, self.images_BMC], dim=1)
@@ -89,6 +91,7 @@ class BoundBranch:
             attend=self.attend,
             residual=self.residual_of(step),
             activation=self.activation,
+            checkpointing=checkpointing,
         )
 
     def residual_of(self, step: int) -> ResidualSum | None:

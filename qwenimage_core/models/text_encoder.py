@@ -162,7 +162,6 @@ class PromptEncoder:
         grids = [self.preparation.grid(*picture.size) for picture in pictures]
         return PreparedPrompt(self.tokenizer.tokens(prompt, template_of(template), grids), tuple(pictures))
 
-    @torch.no_grad()
     def run(self, prepared: PreparedPrompt) -> Tensor:
         """text_LD: the hidden state after the final norm, the system part of the template dropped."""
         encoder, tokens = self._encoder(), prepared.prompt
@@ -171,6 +170,7 @@ class PromptEncoder:
         patches_GF = torch.cat(patches) if patches else None
         return encoder(tokens, patches_GF, flat=self.positions == "flat")[0, tokens.dropped :]
 
+    @torch.no_grad()
     def encode(
         self, prompt: str, template: PromptTemplate | str = T2I, pictures: Sequence[Image] = ()
     ) -> Tensor:
