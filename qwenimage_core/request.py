@@ -7,6 +7,7 @@ the models together). Values that could not act are errors, never ignored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -28,6 +29,14 @@ Picture = Annotated[
     Any, BeforeValidator(open_picture), PlainSerializer(lambda p: getattr(p, "filename", None))
 ]
 """A PIL picture; a path is opened, and what cannot be read is an error that says why."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Metadata of a list field that a row of training data fills from several columns: `Annotated[list[...],
+    Columns("control_")]` makes one item of them, whose keywords are the columns' names without the prefix."""
+
+    prefix: str
 
 
 def _size(value: int) -> int:

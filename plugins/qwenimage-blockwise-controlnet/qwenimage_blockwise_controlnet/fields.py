@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from qwenimage_blockwise_controlnet.annotators import KNOWN
 from qwenimage_core.errors import RequestError
-from qwenimage_core.request import FieldsModel, Picture
+from qwenimage_core.request import Columns, FieldsModel, Picture
 
 
 class ControlNetInput(FieldsModel):
@@ -78,8 +78,8 @@ def _request_error(error: ValidationError) -> RequestError:
 
 
 class Fields(FieldsModel):
-    blockwise_controlnet_inputs: list[ControlNetInput] | None = Field(
-        None, description="ControlNets that act, each with its picture; what they add is summed"
+    blockwise_controlnet_inputs: Annotated[list[ControlNetInput] | None, Columns("blockwise_controlnet_")] = (
+        Field(None, description="ControlNets that act, each with its picture; what they add is summed")
     )
 
     @model_validator(mode="after")
