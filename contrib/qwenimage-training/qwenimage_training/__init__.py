@@ -1,0 +1,23 @@
+"""Training for qwenimage: `qwenimage train`, on the same plans that draw pictures.
+
+As a plugin it adds commands and no request field, so it takes part in no picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qwenimage_core.hooks import hookimpl
+
+if TYPE_CHECKING:
+    import typer
+
+NAME = "training"
+HOOK_API = ">=1.0,<2"
+
+
+@hookimpl
+def commands(app: typer.Typer) -> None:
+    from qwenimage_training.cli import add_train
+
+    add_train(app)

@@ -1,0 +1,103 @@
+"""The state of a run on disk: all that an exact resume needs, in safetensors and JSON, appearing whole or not at all.
+
+No random state is kept, because there is none: every draw follows from the seed, the epoch and the row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from qwenimage_training.errors import TrainingError
+
+PREFIX = "state-"
+TENSORS, FACTS = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """`batches` are those done by each process, `steps` those of the optimizer. `tensors` have names such as
+    `weights/...`, `optimizer/...`, `average/...`; `run` is what must be the same when it goes on."""
+
+    batches: int
+    steps: int
+    run: Mapping[str, Any]
+    saved: tuple[str, ...] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(f"{name}/"): v for k, v in self.tensors.items() if k.startswith(f"{name}/")}
+
+
+def save_state(folder: Path, state: State) -> Path:
+    """Write the state into `folder`, then take away the one before."""
+    final = folder / f"{PREFIX}{state.batches}"
+    partial = folder / f".{final.name}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
+    facts = {name: value for name, value in asdict(_bare(state)).items() if name != "tensors"}
+    try:
+        save_file(tensors, partial / TENSORS)
+        (partial / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        for file in partial.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if final.exists():  # the same state, written by the run that was stopped
+            shutil.rmtree(final)
+        partial.replace(final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(
+            f"The state of the run cannot be saved in {folder}.",
+            got=str(error),
+            mend="make room and add --resume: what was saved before is untouched",
+        ) from error
+    for old in states(folder):
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def _bare(state: State) -> State:
+    return State(state.batches, state.steps, state.run, state.saved, state.numbers)
+
+
+def states(folder: Path) -> list[Path]:
+    """The states in a folder, the newest last."""
+    found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
+
+
+def load_state(folder: Path, run: Mapping[str, Any]) -> State:
+    """The newest state. TrainingError if there is none, or if it is of a run of another course."""
+    found = states(folder)
+    if not found:
+        raise TrainingError(
+            f"There is nothing to resume in {folder}.",
+            expected=f"a folder {PREFIX}N",
+            mend="leave --resume out",
+        )
+    facts = json.loads((found[-1] / FACTS).read_text(encoding="utf-8"))
+    differing = [name for name in run if facts["run"].get(name) != run[name]]
+    if differing:
+        name = differing[0]
+        raise TrainingError(
+            f"The run in {folder} cannot go on: {', '.join(differing)} changed since it was saved.",
+            got=f"{name}: {run[name]!r}",
+            expected=f"{name}: {facts['run'].get(name)!r}",
+            mend="use the settings and the dataset of the stopped run, or another --output_path",
+        )
+    tensors = load_file(found[-1] / TENSORS)
+    return State(
+        facts["batches"], facts["steps"], facts["run"], tuple(facts["saved"]), facts["numbers"], tensors
+    )

@@ -1,0 +1,125 @@
+"""`qwenimage train`: every training option under its published name, from the fields of `TrainingArguments`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+import typer
+from rich.markup import escape
+
+from qwenimage_training.arguments import TrainingArguments
+from qwenimage_training.data.arguments import DataArguments
+from qwenimage_training.settings import merged, read_config, validated
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+OWN = "What to train"
+PANELS = {True: "Dataset", False: "Training"}
+
+
+def _own(name: str, help: str) -> Any:
+    return typer.Option(name, help=help, metavar="", show_default=False, rich_help_panel=OWN)
+
+
+def train(
+    *,
+    recipe: Annotated[
+        str | None, _own("--recipe", "published model by name (`qwenimage recipes list`)")
+    ] = None,
+    mode: Annotated[str | None, _own("--mode", "full or lora: the published values for either")] = None,
+    config: Annotated[str | None, _own("--config", "options from a .yaml or .toml file")] = None,
+    print_config: Annotated[bool, _own("--print_config", "print what would run, as YAML, and stop")] = False,
+    **given: Any,
+) -> None:
+    """Train a model, or a LoRA for it, on pictures with prompts.
+
+    Values come from the mode, the recipe, the config file and the command line, the later over the earlier.
+    """
+    from qwenimage_core.recipes import find_recipe
+    from qwenimage_core.registry import PluginRegistry
+
+    written = read_config(config) if config else {}
+    plugins = [*(given.get("plugin") or written.get("plugin") or [])]
+    registry = PluginRegistry.discover(plugins)
+    found = find_recipe(recipe, registry) if recipe else None
+    arguments = validated(merged(mode, found, written, given))
+    if print_config:
+        print(as_yaml(arguments), end="")
+        return
+    from qwenimage_training.run import run
+
+    run(arguments, registry)
+
+
+def as_yaml(arguments: TrainingArguments) -> str:
+    """A config file that says the same."""
+    import yaml  # type: ignore[import-untyped]
+
+    values = json.loads(arguments.model_dump_json(exclude_unset=True))
+    rest = {
+        k: v for k, v in json.loads(arguments.model_dump_json()).items() if k not in values and v is not None
+    }
+    rest = {k: v for k, v in rest.items() if k not in _idle(arguments)}
+    return yaml.safe_dump({**values, **rest}, sort_keys=False, allow_unicode=True)
+
+
+def _idle(arguments: TrainingArguments) -> set[str]:
+    """Defaults that would be refused if they were written down, because they do nothing here."""
+    from qwenimage_training.arguments import LORA_ONLY
+
+    idle = set() if arguments.lora_base_model else set(LORA_ONLY)
+    idle |= set() if arguments.buckets else {"bucket_step", "bucket_max_aspect", "bucket_enlarge"}
+    return idle | ({"max_pixels"} if arguments.fixed_size else set())
+
+
+def add_train(app: typer.Typer) -> None:
+    app.command("train")(with_options(train))
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with its `**given` spelt out; it receives the options that were given, and no others."""
+    own = [
+        p
+        for p in inspect.signature(command, eval_str=True).parameters.values()
+        if p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    fields = TrainingArguments.model_fields
+    options = [_parameter(name, field) for name, field in fields.items()]
+
+    def run(**values: Any) -> None:
+        given = {n: v for n, v in values.items() if n in fields and v not in (None, [])}
+        command(**{n: v for n, v in values.items() if n not in fields}, **given)
+
+    run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Text for typer, values for pydantic: so that the command line and a config file give the same errors."""
+    switch = field.annotation is bool
+    flags = [f"--{name}/--no_{name}"] if switch else [f"--{name}"]
+    note = "" if field.default in (None, "", False) or field.default == [] else f" (default {field.default})"
+    option = typer.Option(
+        *flags,
+        help=escape((field.description or "") + note),
+        metavar="",
+        show_default=False,
+        rich_help_panel=PANELS[name in DataArguments.model_fields],
+    )
+    kind: Any = bool if switch else list[str] if _is_list(field.annotation) else str
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _is_list(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_is_list(part) for part in get_args(annotation))
+    return get_origin(annotation) is list

@@ -1,0 +1,315 @@
+"""The training loop, on accelerate: one screen, and what stands around it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from qwenimage_training.callbacks import Callback, StepReport
+from qwenimage_training.checkpoint import State, load_state, save_state
+from qwenimage_training.data.batches import BatchSampler, Position
+from qwenimage_training.data.dropout import Dropout
+from qwenimage_training.errors import TrainingError
+from qwenimage_training.log import JsonLog
+from qwenimage_training.module import TrainingModule
+from qwenimage_training.objectives import make_objective
+from qwenimage_training.optimizer import Average, Weights, load_optimizer, optimizer_tensors
+from qwenimage_training.sample import Planner, Sample
+from qwenimage_training.schedule import factor
+from qwenimage_training.trained import Trained
+
+if TYPE_CHECKING:
+    from qwenimage_core import QwenImagePipeline
+    from qwenimage_training.arguments import TrainingArguments
+    from qwenimage_training.data.dataset import TrainingDataset
+
+# A run may go on with other values of these: they do not decide the course of what is left.
+FREE = (
+    *(
+        "resume",
+        "output_path",
+        "save_steps",
+        "save_total_limit",
+        "save_state",
+        "num_epochs",
+        "max_train_steps",
+    ),
+    *(
+        "dataset_base_path",
+        "dataset_metadata_path",
+        "dataset_num_workers",
+        "find_unused_parameters",
+        "plugin",
+    ),
+    *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "initialize_model_on_cpu"),
+    *("lora_checkpoint", "lora_trigger", "model", "model_paths", "tokenizer_path", "processor_path"),
+)
+
+
+class Trainer:
+    """One run. Every part can be replaced: the dataset, the objective (`module.objective`), the callbacks."""
+
+    def __init__(
+        self,
+        arguments: TrainingArguments,
+        pipe: QwenImagePipeline,
+        trained: Trained,
+        dataset: TrainingDataset,
+        accelerator: Accelerator,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.arguments, self.pipe, self.trained, self.dataset = arguments, pipe, trained, dataset
+        self.accelerator, self.callbacks = accelerator, tuple(callbacks)
+        objective = make_objective(arguments)
+        self.planner = Planner(pipe, arguments.inputs, objective.fixed)
+        self.planner.check_columns(column for record in dataset.records for column in record.values)
+        self.module = TrainingModule(
+            pipe,
+            trained.modules,
+            objective,
+            seed=arguments.seed,
+            checkpointing=arguments.checkpointing,
+            offload=arguments.use_gradient_checkpointing_offload,
+        )
+        self.weights = Weights(self.module.trainable(), masters=arguments.master_weights)
+        self.average = Average(self.weights, arguments.ema_decay) if arguments.ema_decay else None
+        optimizer = self.weights.optimizer(arguments.learning_rate, arguments.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
+        self.dropout = Dropout.of(arguments, arguments.seed)
+        self.sampler = BatchSampler(
+            dataset.sizes(),
+            arguments.batch_size,
+            seed=arguments.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        self.batches_an_epoch = len(self.sampler)
+        self.batches = self.steps = 0
+        self.saved: list[str] = []
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run. The last one is filled up from a next epoch if the epochs do not end with it."""
+        arguments = self.arguments
+        batches = arguments.num_epochs * self.batches_an_epoch
+        steps = -(-batches // arguments.gradient_accumulation_steps)
+        return min(steps, arguments.max_train_steps or steps)
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run to the end, from the beginning or from where the state in the output folder is."""
+        arguments, accelerator = self.arguments, self.accelerator
+        self._begin()
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.steps,
+            disable=not accelerator.is_main_process or None,
+            unit="step",
+        )
+        losses: list[float] = []
+        began = time.perf_counter()
+        for samples in self._samples():
+            with accelerator.accumulate(self.model):
+                loss_B = self.model(samples)
+                self._check(loss_B, samples)
+                accelerator.backward(loss_B.mean())
+                losses += loss_B.tolist()
+                self.batches += 1
+                if not accelerator.sync_gradients:
+                    continue
+                norm = self._clip(samples)
+                rate = arguments.learning_rate * self._factor()
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                self.optimizer.step()
+                self.model.zero_grad(set_to_none=True)
+            self.steps += 1
+            if self.average is not None:
+                self.average.update()
+            seconds, began = time.perf_counter() - began, time.perf_counter()
+            self._report(
+                StepReport(
+                    self.steps,
+                    self.batches,
+                    (self.batches - 1) // self.batches_an_epoch,
+                    sum(losses) / len(losses),
+                    norm,
+                    rate,
+                    round(seconds, 4),
+                    len(losses),
+                )
+            )
+            bar.update()
+            bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", lr=f"{rate:.2e}")
+            losses = []
+            self._save_if_due()
+            if self.steps >= self.total_steps:
+                break
+        bar.close()
+        self._end()
+
+    def _samples(self) -> Iterator[list[Sample]]:
+        """Planned batches from the run's position on, epoch after epoch, without end."""
+        epoch, done = divmod(self.batches, self.batches_an_epoch)
+        while True:
+            self.sampler.start(Position(epoch, done))
+            loader = DataLoader(
+                self.dataset,
+                batch_sampler=self.sampler,
+                collate_fn=list,
+                num_workers=self.arguments.dataset_num_workers,
+                generator=torch.Generator(),
+            )
+            for rows in loader:
+                kept = [self.dropout(row, epoch) for row in rows]
+                yield [self.planner.plan(row, self.dataset.name_of(row.index), epoch) for row in kept]
+            epoch, done = epoch + 1, 0
+
+    def _factor(self) -> float:
+        arguments = self.arguments
+        return factor(self.steps, self.total_steps, arguments.lr_scheduler, arguments.lr_warmup_steps)
+
+    def _check(self, loss_B: torch.Tensor, samples: Sequence[Sample]) -> None:
+        if not torch.isfinite(loss_B).all():
+            bad = [
+                s.name
+                for s, loss in zip(samples, loss_B.tolist(), strict=True)
+                if not abs(loss) < float("inf")
+            ]
+            raise self._broken("The loss is not finite", bad)
+
+    def _clip(self, samples: Sequence[Sample]) -> float:
+        """The norm of the gradient, shortened to `max_grad_norm` where that is given."""
+        limit = self.arguments.max_grad_norm or float("inf")
+        norm = float(self.accelerator.clip_grad_norm_(list(self.weights.parameters.values()), limit))
+        if not abs(norm) < float("inf"):
+            raise self._broken("The gradient is not finite", [s.name for s in samples])
+        return norm
+
+    def _broken(self, what: str, names: Sequence[str]) -> TrainingError:
+        kept = f"{self.saved[-1]} is the last that was saved" if self.saved else "nothing was saved yet"
+        return TrainingError(
+            f"{what} in step {self.steps + 1}; training stopped before it could spoil the weights.",
+            got=", ".join(names),
+            expected="finite numbers",
+            mend=f"look at the sample, lower --learning_rate or give --max_grad_norm 1; {kept}",
+        )
+
+    # --- around it ------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        folder = self.arguments.output
+        if self.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        self.run_facts = self._facts()
+        if self.arguments.resume:
+            self._restore(load_state(folder, self.run_facts))
+        self.log = JsonLog(folder, self.steps) if self.accelerator.is_main_process else None
+        if self.accelerator.is_main_process:
+            text = json.dumps(self.arguments.model_dump(), indent=4, ensure_ascii=False)
+            (folder / "training_args.json").write_text(text + "\n", encoding="utf-8")
+
+    def _facts(self) -> dict[str, Any]:
+        """What decides the course of a run."""
+        chosen = self.arguments.model_dump(mode="json", exclude=set(FREE))
+        return {
+            **chosen,
+            "dataset": self.dataset.digest(),
+            "processes": self.accelerator.num_processes,
+            "dtype": str(self.pipe.dtype),
+        }
+
+    def _restore(self, state: State) -> None:
+        self.weights.load(state.part("weights"))
+        load_optimizer(self.optimizer.optimizer, state.part("optimizer"), state.numbers)
+        if self.average is not None:
+            for name, value in state.part("average").items():
+                self.average.values[name].copy_(value)
+        self.batches, self.steps, self.saved = state.batches, state.steps, list(state.saved)
+
+    def _report(self, report: StepReport) -> None:
+        if self.log is None:
+            return
+        self.log.write(asdict(report))
+        for callback in self.callbacks:
+            callback.on_step(report, self)
+
+    def _save_if_due(self) -> None:
+        every, done = self.arguments.save_steps, self.batches
+        if every is not None:
+            if done % every == 0:
+                self.save(f"step-{done}")
+            return
+        before = done - self.arguments.gradient_accumulation_steps
+        for epoch in range(before // self.batches_an_epoch, done // self.batches_an_epoch):
+            if epoch < self.arguments.num_epochs:
+                self.save(f"epoch-{epoch}")
+
+    def _end(self) -> None:
+        every = self.arguments.save_steps
+        whole = self.batches >= self.arguments.num_epochs * self.batches_an_epoch
+        if (every is None and not whole) or (every is not None and self.batches % every):
+            self.save(f"step-{self.batches}")
+        if self.log is not None:
+            self.log.close()
+            for callback in self.callbacks:
+                callback.on_end(self)
+
+    def save(self, name: str) -> None:
+        """Save the weights as `name`.safetensors, and the state of the run; drop what is beyond the limit."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        folder = self.arguments.output
+        values = self.weights.exact if self.average is None else self.average.of
+        try:
+            files = self.trained.save(folder / f"{name}.safetensors", values, self._metadata())
+        except OSError as error:
+            raise TrainingError(
+                f"{name} cannot be saved in {folder}.", got=str(error), mend="make room and add --resume"
+            ) from error
+        self.saved += [file.name for file in files if file.name not in self.saved]
+        limit = self.arguments.save_total_limit
+        while limit is not None and len(self.saved) > limit * len(files):
+            (folder / self.saved.pop(0)).unlink(missing_ok=True)
+        if self.arguments.save_state:
+            save_state(folder, self._state())
+        for callback in self.callbacks:
+            callback.on_save(files, self)
+
+    def _state(self) -> State:
+        tensors, numbers = optimizer_tensors(self.optimizer.optimizer)
+        parts: dict[str, dict[str, Any]] = {"weights": self.weights.stepped, "optimizer": tensors}
+        if self.average is not None:
+            parts["average"] = self.average.values
+        named = {f"{part}/{name}": t for part, content in parts.items() for name, t in content.items()}
+        return State(self.batches, self.steps, self.run_facts, tuple(self.saved), numbers, named)
+
+    def _metadata(self) -> dict[str, str]:
+        """What a file says about how it was made."""
+        arguments = self.arguments
+        base = arguments.model or arguments.model_id_with_origin_paths or arguments.model_paths or ""
+        found = {
+            "base_model": base,
+            "trained_steps": str(self.steps),
+            "dataset_digest": self.run_facts["dataset"],
+        }
+        if self.trained.lora is not None:
+            found |= {
+                "lora_rank": str(arguments.lora_rank),
+                "lora_alpha": f"{arguments.alpha:g}",
+                "lora_target_modules": arguments.lora_target_modules,
+            }
+        if arguments.lora_trigger:
+            found["trigger"] = arguments.lora_trigger
+        return found
