@@ -39,6 +39,7 @@ class DatasetReport:
     rows: int
     repeat: int
     columns: dict[str, int]
+    data_file_keys: str
     empty_prompts: int
     sources: dict[str, int]
     sizes: tuple[SizeUse, ...]
@@ -100,6 +101,7 @@ def check_dataset(
         rows=len(records),
         repeat=arguments.dataset_repeat,
         columns=dict(sorted(Counter(column for record in records for column in record.values).items())),
+        data_file_keys=arguments.data_file_keys,
         empty_prompts=sum(not record.prompt for record in records),
         sources={f"{w} x {h}": count for (w, h), count in sources.most_common()},
         sizes=_size_uses(

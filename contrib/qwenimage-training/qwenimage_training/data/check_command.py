@@ -158,6 +158,7 @@ def _show(report: Any, buckets: bool) -> None:
     facts.add_row("metadata", escape(report.metadata))
     facts.add_row("rows", f"{report.rows}, {report.rows * report.repeat} an epoch")
     facts.add_row("columns", escape(", ".join(f"{name} ({rows})" for name, rows in report.columns.items())))
+    facts.add_row("read as pictures", escape(f"--data_file_keys {report.data_file_keys}"))
     facts.add_row("empty prompts", str(report.empty_prompts))
     facts.add_row(
         "longest prompt", f"{report.tokens_longest} tokens of {report.tokens_limit} ({report.tokens_by})"
@@ -186,4 +187,4 @@ def _show(report: Any, buckets: bool) -> None:
     if len(ordered) > SHOWN_FINDINGS:
         console.print(f"and {len(ordered) - SHOWN_FINDINGS} more (--json lists all)")
     warnings = len(report.findings) - report.errors
-    console.print(f"\n{report.errors} errors, {warnings} warnings.", highlight=False)
+    console.print(f"\nerrors: {report.errors}, warnings: {warnings}", highlight=False)

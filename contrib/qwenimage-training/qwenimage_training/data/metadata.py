@@ -249,9 +249,9 @@ def _cell(text: str, column: str, is_file: bool, where: str) -> Any:
         if is_file:
             raise LoadError(
                 f"{where}, {column}: this list is no JSON.",
-                got=_short(text),
+                got=f"{error} in {_short(text)}",
                 expected='a list as ["a.png", "b.png"], in csv with its quotes doubled',
-                mend=f"{error}",
+                mend="write it so; a single file's name cannot begin with [ in csv, but in json and jsonl",
             ) from error
         return text
     return value if isinstance(value, list | int | float | bool) else text

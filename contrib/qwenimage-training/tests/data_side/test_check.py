@@ -60,6 +60,7 @@ def test_a_sound_dataset_has_no_findings(folder, app) -> None:
     assert (code, report["findings"]) == (0, [])
     assert (report["rows"], report["empty_prompts"], report["errors"]) == (5, 1, 0)
     assert report["columns"] == {"context_image": 1, "edit_image": 1, "image": 5}
+    assert report["data_file_keys"] == "image,edit_image,context_image"
     assert report["sources"] == {"130 x 70": 3, "64 x 64": 2}
     assert report["sizes"] == [
         {"size": [128, 64], "rows": 3, "batches": 5, "incomplete": 1},
@@ -204,7 +205,7 @@ def test_the_report_for_people(folder, app) -> None:
     )
     result = CliRunner().invoke(app, ["dataset", "check", str(folder.path)])
     assert result.exit_code == 1
-    for words in ("64 x 64", "none.png", "1 errors, 0 warnings", "estimate"):
+    for words in ("64 x 64", "none.png", "errors: 1, warnings: 0", "--data_file_keys image", "estimate"):
         assert words in result.stdout
 
 
