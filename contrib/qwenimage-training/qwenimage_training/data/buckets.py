@@ -19,9 +19,12 @@ def plan_buckets(max_pixels: int, step: int, max_aspect: float) -> tuple[Size, .
     Sorted from tall to wide. Never empty for step**2 <= max_pixels.
     """
     found = set()
-    for width in range(step, max_pixels // step + 1, step):
+    widest = int(
+        (max_pixels * max_aspect) ** 0.5
+    )  # width * height <= max_pixels and width <= max_aspect * height
+    for width in range(step, widest + 1, step):
         height = max_pixels // width // step * step
-        if max(width, height) <= max_aspect * min(width, height):
+        if height and max(width, height) <= max_aspect * min(width, height):
             found |= {(width, height), (height, width)}
     if not found:  # the square is no multiple of the step: the largest one that is
         side = int(max_pixels**0.5) // step * step

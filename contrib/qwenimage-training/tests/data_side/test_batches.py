@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenimage_core.errors import RequestError
@@ -21,6 +21,7 @@ deals = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # machines under test are busy
 @given(step=steps, cap=st.integers(256**2, 2**22), aspect=st.floats(1, 10))
 def test_buckets_are_multiples_within_the_cap_and_come_in_both_orientations(
     step: int, cap: int, aspect: float
@@ -41,6 +42,7 @@ def test_buckets_of_a_megapixel_are_near_it() -> None:
     assert min(width * height for width, height in found) > 0.85 * 1048576
 
 
+@settings(deadline=None)  # machines under test are busy
 @given(source=st.tuples(sides, sides), enlarge=st.floats(1, 3))
 def test_a_bucket_never_enlarges_beyond_what_is_allowed(source, enlarge: float) -> None:
     found = choose_bucket(source, plan_buckets(512**2, 64, 4.0), enlarge)
@@ -57,6 +59,7 @@ def test_a_picture_goes_to_the_bucket_of_its_aspect_and_a_small_one_keeps_its_si
     assert TargetSizes(DataArguments(buckets=True, bucket_enlarge=2.0)).of((520, 515), "row") == (1024, 1024)
 
 
+@settings(deadline=None)  # machines under test are busy
 @given(sizes=sizes, deal=deals, world=st.integers(1, 4), epoch=st.integers(0, 5))
 def test_every_row_once_an_epoch_and_one_size_a_batch(sizes, deal, world: int, epoch: int) -> None:
     samplers = [BatchSampler(sizes, rank=rank, world=world, **deal) for rank in range(world)]
@@ -75,6 +78,7 @@ def test_every_row_once_an_epoch_and_one_size_a_batch(sizes, deal, world: int, e
     assert dealt[: len(distinct)] == distinct  # and stands at its end
 
 
+@settings(deadline=None)  # machines under test are busy
 @given(sizes=sizes, deal=deals, epoch=st.integers(0, 3), data=st.data())
 def test_a_resumed_run_gets_the_rest(sizes, deal, epoch: int, data) -> None:
     whole = BatchSampler(sizes, **deal)

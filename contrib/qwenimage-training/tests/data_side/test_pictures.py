@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -27,6 +27,7 @@ def test_published_sizes(source, size) -> None:
     assert fitted_size(source, 1048576, "here") == size
 
 
+@settings(deadline=None)  # machines under test are busy
 @given(width=sides, height=sides, cap=st.integers(256, 2**22))
 def test_sizes_are_multiples_within_the_cap_and_the_source(width: int, height: int, cap: int) -> None:
     try:
@@ -42,6 +43,7 @@ def test_sizes_are_multiples_within_the_cap_and_the_source(width: int, height: i
     assert size[0] * size[1] <= cap
 
 
+@settings(deadline=None)  # machines under test are busy
 @given(source=st.tuples(sides, sides), size=st.tuples(sides, sides))
 def test_a_cut_covers_and_is_central(source, size) -> None:
     cut = Cut.centre(source, size)
@@ -54,6 +56,7 @@ def test_a_cut_covers_and_is_central(source, size) -> None:
     )  # one side fits exactly: nothing is cut needlessly
 
 
+@settings(deadline=None)  # machines under test are busy
 @given(times=st.integers(1, 4), at=st.floats(0.3, 0.7), size=st.sampled_from([(32, 32), (48, 16), (16, 64)]))
 def test_one_cut_puts_pictures_of_two_resolutions_on_each_other(times: int, at: float, size) -> None:
     def edge(picture: Image.Image) -> int:
