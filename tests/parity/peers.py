@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qwenimage_core.loading.shards import read_json
 from qwenimage_core.models.transformer_config import TransformerConfig
 from qwenimage_core.models.vae import VAEConfig
+from tests.cases import assert_pictures_equal
 
 
 def diffusers_pipeline(folder: Path, name: str = "QwenImagePipeline", **parts: Any) -> Any:
@@ -91,6 +94,51 @@ def tanh_gelu(pipe: Any) -> Any:
         if type(module).__name__ == "ApproximateGELU":
             module.forward = lambda x, proj=module.proj: torch.nn.functional.gelu(proj(x), approximate="tanh")
     return pipe
+
+
+def draw(pipe: Any, **fields: Any) -> tuple[list[Image.Image], torch.Tensor]:
+    """Pictures of DiffSynth-Studio's pipeline, one a layer, and their final latents: (pictures, Z, H/8, W/8)."""
+    final: list[torch.Tensor] = []
+    decode = pipe.vae.decode
+
+    def noted(z: torch.Tensor, **options: Any) -> torch.Tensor:
+        final.append(z)
+        with pytest.MonkeyPatch.context() as inside:
+            inside.setattr(pipe.vae, "decode", decode)  # which calls itself for every tile
+            return decode(z, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.vae, "decode", noted)
+        images = pipe(**fields)
+    return images if isinstance(images, list) else [images], torch.cat(final)
+
+
+def assert_drawn_alike(
+    case: str, ours: Any, fields: Any, images: list[Image.Image], latents: torch.Tensor
+) -> None:
+    """Our pipeline's final latents and pictures of a request against those of `draw`."""
+    found = ours(**fields, output_type="latent").reshape(latents.shape)
+    print(f"{case}: latents differ by {(found - latents).abs().max():.1e} of {latents.abs().max():.1f}")
+    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
+    drawn = ours(**fields)
+    for one, other in zip(drawn if isinstance(drawn, list) else [drawn], images, strict=True):
+        assert_pictures_equal(one, other)
+
+
+def side_nets(folder: Path) -> tuple[list[Path], Any]:
+    """Files of two random ControlNets, of 64 and 68 channels, in a folder; and DiffSynth-Studio's module of them."""
+    from diffsynth.models.qwen_image_controlnet import QwenImageBlockWiseControlNet
+    from diffsynth.pipelines.qwen_image import QwenImageBlockwiseMultiControlNet
+
+    torch.manual_seed(0)
+    nets = [QwenImageBlockWiseControlNet(num_layers=2, additional_in_dim=more, dim=64) for more in (0, 4)]
+    files = [folder / f"side-{number}.safetensors" for number in range(2)]
+    for net, file in zip(nets, files, strict=True):
+        for name, tensor in net.named_parameters():
+            scale = 0.1 if tensor.ndim == 1 else tensor.shape[1] ** -0.5
+            tensor.data = scale * torch.randn(tensor.shape) + ("rms" in name)
+        save_file(net.state_dict(), file)
+    return files, QwenImageBlockwiseMultiControlNet(nets)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

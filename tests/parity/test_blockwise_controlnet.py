@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file, save_file
 
 import qwenimage_blockwise_controlnet
 import qwenimage_eligen
@@ -17,9 +14,9 @@ from qwenimage_blockwise_controlnet import ControlNetInput
 from qwenimage_blockwise_controlnet.model import BlockwiseControlNet
 from qwenimage_core import ModelConfig, QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
-from tests.cases import HEIGHT, WIDTH, assert_pictures_equal, mask, picture
+from tests.cases import HEIGHT, WIDTH, mask, picture
 
-from .peers import diffsynth_pipeline, tanh_gelu
+from .peers import assert_drawn_alike, diffsynth_pipeline, draw, side_nets, tanh_gelu
 
 pytest.importorskip("diffsynth")
 
@@ -63,74 +60,39 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model and two ControlNets beside it, as published: of 64 and 68 channels."""
-    from diffsynth.models.qwen_image_controlnet import QwenImageBlockWiseControlNet
-
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[QwenImagePipeline, Any]:
+    """Ours and theirs on a tiny model with two ControlNets."""
     folder = write_tiny_checkpoint(tmp_path_factory.mktemp("base") / "model", seed=2)
-    torch.manual_seed(0)
-    for number, more in enumerate((0, 4)):
-        net = QwenImageBlockWiseControlNet(num_layers=2, additional_in_dim=more, dim=64)
-        for name, tensor in net.named_parameters():
-            scale = 0.1 if tensor.ndim == 1 else tensor.shape[1] ** -0.5
-            tensor.data = scale * torch.randn(tensor.shape) + ("rms" in name)
-        save_file(net.state_dict(), folder.parent / f"controlnet-{number}.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ours(folder: Path) -> QwenImagePipeline:
-    parts = [folder / name for name in ("transformer", "text_encoder", "vae")]
-    parts += [folder.parent / f"controlnet-{i}.safetensors" for i in range(2)]
-    return QwenImagePipeline.from_pretrained(
-        model_configs=[ModelConfig(path=path) for path in parts],
+    files, side = side_nets(folder)
+    ours = QwenImagePipeline.from_pretrained(
+        model_configs=[
+            ModelConfig(path=path)
+            for path in (*(folder / name for name in ("transformer", "text_encoder", "vae")), *files)
+        ],
         tokenizer_config=ModelConfig(path=folder / "tokenizer"),
         torch_dtype=torch.float32,
         device="cpu",
         plugins=[qwenimage_blockwise_controlnet, qwenimage_eligen],
     )
-
-
-@pytest.fixture(scope="module")
-def theirs(folder: Path) -> Callable[..., tuple[Any, torch.Tensor]]:
-    """DiffSynth-Studio's picture and final latents."""
-    from diffsynth.models.qwen_image_controlnet import QwenImageBlockWiseControlNet
-    from diffsynth.pipelines.qwen_image import QwenImageBlockwiseMultiControlNet
-
-    pipe = tanh_gelu(diffsynth_pipeline(folder))
-    nets = [QwenImageBlockWiseControlNet(num_layers=2, additional_in_dim=more, dim=64) for more in (0, 4)]
-    for number, net in enumerate(nets):
-        net.load_state_dict(load_file(folder.parent / f"controlnet-{number}.safetensors"))
-    pipe.blockwise_controlnet = QwenImageBlockwiseMultiControlNet(nets)
-    final: list[torch.Tensor] = []
-    decode = pipe.vae.decode
-    pipe.vae.decode = lambda latents, **options: (final.append(latents), decode(latents, **options))[1]
-    return lambda **fields: (pipe(**fields), final.pop()[0])
+    theirs = tanh_gelu(diffsynth_pipeline(folder))
+    theirs.blockwise_controlnet = side
+    return ours, theirs
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pictures_and_latents_equal_diffsynth(
-    case: str, ours: QwenImagePipeline, theirs: Callable[..., tuple[Any, torch.Tensor]]
-) -> None:
+def test_pictures_and_latents_equal_diffsynth(case: str, both: tuple[QwenImagePipeline, Any]) -> None:
     from diffsynth.utils.controlnet import ControlNetInput as TheirInput
 
+    ours, theirs = both
     fields = {**SHARED, **CASES[case]}
     inputs = fields.pop("inputs")
-    expected, latents = theirs(
-        **fields, blockwise_controlnet_inputs=[TheirInput(**given) for given in inputs]
-    )
+    drawn = draw(theirs, **fields, blockwise_controlnet_inputs=[TheirInput(**given) for given in inputs])
     fields["blockwise_controlnet_inputs"] = [ControlNetInput(**given) for given in inputs]
-    found = ours(**fields, output_type="latent")
-    print(
-        f"{case}: final latents of up to {latents.abs().max():.1f} differ by {(found - latents).abs().max():.1e}"
-    )
-    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
-    assert_pictures_equal(ours(**fields), expected)
+    assert_drawn_alike(case, ours, fields, *drawn)
 
 
-def test_the_comparison_would_notice_a_missing_controlnet(
-    ours: QwenImagePipeline, theirs: Callable[..., tuple[Any, torch.Tensor]]
-) -> None:
+def test_the_comparison_would_notice_a_missing_controlnet(both: tuple[QwenImagePipeline, Any]) -> None:
+    ours, _ = both
     plain = ours(**SHARED, output_type="latent")
     guided = ours(**SHARED, blockwise_controlnet_inputs=[EDGES], output_type="latent")
     assert (plain - guided).abs().max() > 0.05

@@ -23,9 +23,9 @@ import qwenimage_layered
 import qwenimage_lightning
 from qwenimage_core import ModelConfig, QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
-from tests.cases import HEIGHT, WIDTH, assert_pictures_equal, mask, picture
+from tests.cases import HEIGHT, WIDTH, mask, picture
 
-from .peers import diffsynth_pipeline, tanh_gelu
+from .peers import assert_drawn_alike, diffsynth_pipeline, draw, side_nets, tanh_gelu
 
 pytest.importorskip("diffsynth")
 
@@ -114,22 +114,6 @@ def write_lightning(path: Path) -> Path:
     return path
 
 
-def controlnets(folder: Path) -> tuple[list[Path], Any]:
-    """Files of two, and the peer's module of them."""
-    from diffsynth.models.qwen_image_controlnet import QwenImageBlockWiseControlNet
-    from diffsynth.pipelines.qwen_image import QwenImageBlockwiseMultiControlNet
-
-    torch.manual_seed(0)
-    nets = [QwenImageBlockWiseControlNet(num_layers=2, additional_in_dim=more, dim=64) for more in (0, 4)]
-    files = [folder / f"side-{number}.safetensors" for number in range(2)]
-    for net, file in zip(nets, files, strict=True):
-        for name, tensor in net.named_parameters():
-            scale = 0.1 if tensor.ndim == 1 else tensor.shape[1] ** -0.5
-            tensor.data = scale * torch.randn(tensor.shape) + ("rms" in name)
-        save_file(net.state_dict(), file)
-    return files, QwenImageBlockwiseMultiControlNet(nets)
-
-
 Both = Callable[[str, bool], tuple[QwenImagePipeline, Any, Path | bool]]
 
 
@@ -143,7 +127,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         from diffsynth.diffusion import FlowMatchScheduler
 
         folder = write_tiny_checkpoint(models / f"{variant}-{lightning}", variant=variant, seed=2)
-        files, side = controlnets(folder)
+        files, side = side_nets(folder)
         ours = QwenImagePipeline.from_pretrained(
             model_configs=[
                 *(ModelConfig(path=folder / name) for name in ("transformer", "text_encoder", "vae")),
@@ -170,28 +154,16 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pictures_and_latents_equal_diffsynth(case: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_and_latents_equal_diffsynth(case: str, both: Both) -> None:
     from diffsynth.utils.controlnet import ControlNetInput as TheirInput
 
     variant, given, few = CASES[case]
     ours, theirs, file = both(variant, few)
     fields = {**SHARED, **given}
     inputs = fields.pop("inputs", None)
-    final: list[torch.Tensor] = []
-    decode = theirs.vae.decode
-    monkeypatch.setattr(theirs.vae, "decode", lambda z, **options: final.append(z) or decode(z, **options))
     guidance = {"cfg_scale": 1.0} if few else {"negative_prompt": "blurred"}
     side = {"blockwise_controlnet_inputs": [TheirInput(**i) for i in inputs]} if inputs else {}
-    images = theirs(**fields, **guidance, **side)
-    latents = torch.cat(final)
-
+    images, latents = draw(theirs, **fields, **guidance, **side)
     mine = {**fields, **({"lightning": file} if few else guidance)}
     mine |= {"blockwise_controlnet_inputs": inputs} if inputs else {}
-    found = ours(**mine, output_type="latent").reshape(latents.shape)
-    print(
-        f"{case}: final latents of up to {latents.abs().max():.1f} differ by {(found - latents).abs().max():.1e}"
-    )
-    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
-    drawn = ours(**mine)
-    for one, other in zip(*(i if isinstance(i, list) else [i] for i in (drawn, images)), strict=True):
-        assert_pictures_equal(one, other)
+    assert_drawn_alike(case, ours, mine, images, latents)

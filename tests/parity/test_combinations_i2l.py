@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from qwenimage_core import QwenImagePipeline
 from qwenimage_core.adapters.convert import save_lora
-from tests.cases import assert_pictures_equal
 from tests.composition.conftest import PLUGINS
 from tests.composition.models import CONTROLNETS, LIGHTNING, Family, open_pipe, write_models
 from tests.composition.pairs import FIELDS, PROMPT, SMALL, Plugin
 
-from .peers import diffsynth_pipeline, tanh_gelu
+from .peers import assert_drawn_alike, diffsynth_pipeline, draw, tanh_gelu
 
 pytest.importorskip("diffsynth")
 
@@ -77,9 +75,7 @@ def controlnet(file: Path) -> Any:
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_pictures_and_latents_equal_diffsynth(
-    other: Plugin, both: Both, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_and_latents_equal_diffsynth(other: Plugin, both: Both) -> None:
     from diffsynth.utils.controlnet import ControlNetInput as TheirInput
 
     ours, theirs = both(OTHERS[other], other == "lightning")
@@ -92,16 +88,6 @@ def test_pictures_and_latents_equal_diffsynth(
         peers["blockwise_controlnet_inputs"] = [TheirInput(**i) for i in inputs]
     if masks := peers.pop("eligen_entity_masks", None):
         peers["eligen_entity_masks"] = [mask.convert("RGB") for mask in masks]
-    final: list[torch.Tensor] = []
-    decode = theirs.vae.decode
-    monkeypatch.setattr(theirs.vae, "decode", lambda z, **options: final.append(z) or decode(z, **options))
-    images = theirs(**shared, **peers)
-    latents = torch.cat(final)
+    images, latents = draw(theirs, **shared, **peers)
     mine = {**shared, **given, **FIELDS["i2l"](base), "i2l_strength": STRENGTH}
-    found = ours(**mine, output_type="latent").reshape(latents.shape)
-    difference = (found - latents).abs().max()
-    print(f"i2l, {other}: final latents of up to {latents.abs().max():.1f} differ by {difference:.1e}")
-    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
-    drawn = ours(**mine)
-    for one, its in zip(*(i if isinstance(i, list) else [i] for i in (drawn, images)), strict=True):
-        assert_pictures_equal(one, its)
+    assert_drawn_alike(f"i2l, {other}", ours, mine, images, latents)

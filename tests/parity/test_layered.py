@@ -19,7 +19,7 @@ from qwenimage_core import QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
 from tests.cases import assert_pictures_equal
 
-from .peers import diffsynth_pipeline, diffusers_pipeline, tanh_gelu
+from .peers import assert_drawn_alike, diffsynth_pipeline, diffusers_pipeline, draw, tanh_gelu
 
 SHARED: dict[str, Any] = {
     "prompt": "Context_Control. a red circle, 一个红色的圆",
@@ -106,30 +106,13 @@ def diffsynth(folder: Callable[[str], Path]) -> Callable[[str], Any]:
     return cache(lambda variant: tanh_gelu(diffsynth_pipeline(folder(variant))))
 
 
-def of_diffsynth(pipe: Any, **fields: Any) -> tuple[list[Image.Image], torch.Tensor]:
-    """Its pictures and final latents, one a layer."""
-    final: list[torch.Tensor] = []
-    decode = pipe.vae.decode
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipe.vae, "decode", lambda z, **options: final.append(z) or decode(z, **options))
-        images = pipe(**fields)
-    return images if isinstance(images, list) else [images], torch.cat(final)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_pictures_and_latents_equal_diffsynth(
     case: str, ours: Callable[[str], QwenImagePipeline], diffsynth: Callable[[str], Any]
 ) -> None:
     variant, fields = CASES[case]
     fields = {**SHARED, **fields}
-    images, latents = of_diffsynth(diffsynth(variant), **fields)
-    found = ours(variant)(**fields, output_type="latent").reshape(latents.shape)
-    print(f"{case}: latents differ by {(found - latents).abs().max():.1e} of {latents.abs().max():.1f}")
-    torch.testing.assert_close(found, latents, atol=1e-4, rtol=0)
-    drawn = ours(variant)(**fields)
-    assert isinstance(drawn, list) is ("layer_num" in fields)
-    for image, peer in zip(drawn if isinstance(drawn, list) else [drawn], images, strict=True):
-        assert_pictures_equal(image, peer)
+    assert_drawn_alike(case, ours(variant), fields, *draw(diffsynth(variant), **fields))
 
 
 def test_layers_equal_diffusers(
