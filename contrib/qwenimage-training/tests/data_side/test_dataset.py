@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
@@ -79,7 +79,7 @@ def test_controls_and_masks_follow_the_target_and_references_do_not(folder) -> N
     """A target of 200 x 120 at 96 x 96 loses its sides. What lies on its left edge is lost in the control as well."""
     for name, size in (("a.png", (200, 120)), ("control.png", (400, 240)), ("ref.png", (50, 90))):
         drawn = Image.new("RGB", size, "black")
-        drawn.paste("white", (0, 0, round(size[0] * 0.3), size[1]))
+        drawn.paste("white", (0, 0, round(size[0] * 0.3), round(size[1] * 0.4)))
         drawn.save(folder.path / name)
     folder.jsonl(
         [
@@ -95,13 +95,15 @@ def test_controls_and_masks_follow_the_target_and_references_do_not(folder) -> N
     )
     keys = "image,blockwise_controlnet_image,eligen_entity_masks,edit_image,own_image"
     fields = dataset(folder, data_file_keys=keys, buckets=True, max_pixels=96 * 96, bucket_step=96)[0].fields
-    white = [
-        picture.convert("L").histogram()[255] / 96
-        for picture in (fields["image"], fields["blockwise_controlnet_image"], *fields["eligen_entity_masks"])
-    ]
-    assert fields["image"].size == fields["blockwise_controlnet_image"].size == (96, 96)
-    assert white[0] == pytest.approx(96 * 1 / 6, abs=2)  # 60 of 200 columns, less the 40 cut off, of 120 left
-    assert max(white) - min(white) <= 1.5
+    target = fields["image"]
+    # its white corner: 60 of 200 columns, less the 40 cut off, of 120 that are left; 48 of 120 lines
+    left, top, right, bottom = target.convert("L").point(lambda value: 255 * (value > 127)).getbbox()
+    assert (left, top) == (0, 0)
+    assert (right, bottom) == (pytest.approx(96 / 6, abs=1), pytest.approx(96 * 0.4, abs=1))
+    for other in (fields["blockwise_controlnet_image"], *fields["eligen_entity_masks"]):
+        assert other.size == target.size == (96, 96)
+        difference = ImageStat.Stat(ImageChops.difference(other, target)).mean[0]
+        assert difference < 255 * (16 + 38) / 96**2  # at most a line of pixels along the edges
     assert fields["edit_image"].size == fields["own_image"].size == (48, 80)  # its own size, floored
 
 
