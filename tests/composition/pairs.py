@@ -119,7 +119,12 @@ PAIRS: tuple[Pair, ...] = (
     Pair("edit", "blockwise-controlnet", peer=(FEW_STEPS, "a ControlNet and references at time zero")),
     Pair("edit", "in-context-control", peer=(LAYERED, "context and references")),
     Pair("edit", "i2l", peer=(WITH_I2L, "edit")),
-    Pair("edit", "lightning", peer=(FEW_STEPS, "few steps and references at time zero")),
+    Pair(
+        "edit",
+        "lightning",
+        refusal=Refusal(lambda base: {"zero_cond_t": True}, "time zero with a file for a base without it"),
+        peer=(FEW_STEPS, "few steps and references at time zero"),
+    ),
     Pair("layered", "eligen", "layered", peer=(COMBINATIONS, "entities and layers")),
     Pair(
         "layered",

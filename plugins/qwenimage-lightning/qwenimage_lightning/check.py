@@ -78,26 +78,33 @@ def _check_size(ctx: Context, file: LightningFile) -> None:
 
 def _check_family(ctx: Context, file: LightningFile) -> None:
     """Most bases look alike; those that can be told apart are: Layered, and Edit-2511 with pictures at time zero."""
-    base, family = None, file.family
+    base, family, mend = None, file.family, "load the base that the file was distilled from"
+    zero, said_by = _pictures_at_time_zero(ctx)
     if ctx.backbone.additional_t or ctx.backbone.position_rule == "layer3d":
-        base = "Qwen-Image-Layered"
-    elif family is not None and _pictures_at_time_zero(ctx) != (family == ZERO_COND_T_FAMILY):
+        base, mend = "Qwen-Image-Layered", f"{mend}, or give lightning=True: its schedule alone"
+    elif family is not None and zero != (family == ZERO_COND_T_FAMILY):
         other = "another model, without pictures at time zero"
         base = other if family == ZERO_COND_T_FAMILY else ZERO_COND_T_FAMILY
+        mend += f"; {said_by} says zero_cond_t={zero}, which is true of Edit-2511 alone"
     if base is not None:
         raise RequestError(
             f"{file.path.name} is for {family or 'Qwen-Image and its Edit models'}; loaded is {base}.",
             expected=f"a Lightning file for {base}"
             if family != ZERO_COND_T_FAMILY
             else f"the weights of {family}",
-            mend="load the base that the file was distilled from; zero_cond_t in its config.json marks Edit-2511",
+            mend=mend,
         )
 
 
-def _pictures_at_time_zero(ctx: Context) -> bool:
-    """As the request says, else the recipe, else the checkpoint."""
-    said = (getattr(ctx.request, "zero_cond_t", None), ctx.options.zero_cond_t, ctx.backbone.zero_cond_t)
-    return next(bool(value) for value in said if value is not None)
+def _pictures_at_time_zero(ctx: Context) -> tuple[bool, str]:
+    """As the request says, else the recipe, else the checkpoint; and which of them said it."""
+    asked = getattr(ctx.request, "zero_cond_t", None)
+    said = {
+        "the request": asked,
+        "the recipe": ctx.options.zero_cond_t,
+        "config.json": ctx.backbone.zero_cond_t,
+    }
+    return next((bool(value), by) for by, value in said.items() if value is not None)
 
 
 def _check_base_dtype(ctx: Context, file: LightningFile) -> None:
