@@ -186,6 +186,13 @@ class Trainer:
                 if not abs(loss) < float("inf")
             ]
             raise self._broken("The loss is not finite", bad)
+        if not loss_B.requires_grad:
+            raise TrainingError(
+                "A batch has nothing to do with what is trained.",
+                got=", ".join(s.name for s in samples),
+                expected="rows that use " + ", ".join(self.trained.modules),
+                mend="give these rows the columns of --extra_inputs, or leave them out",
+            )
 
     def _clip(self, samples: Sequence[Sample]) -> float:
         """The norm of the gradient, shortened to `max_grad_norm` where that is given."""

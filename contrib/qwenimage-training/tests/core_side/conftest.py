@@ -1,0 +1,68 @@
+"""A tiny model, small datasets, and the arguments of short runs on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qwenimage_core.testing import write_tiny_checkpoint
+from qwenimage_training.arguments import TrainingArguments
+
+MakeArguments = Callable[..., TrainingArguments]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of one size, with prompts of different lengths, and a picture beside each."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for i in range(6):
+        picture(i).save(folder / f"{i}.png")
+        picture(100 + i).save(folder / f"side{i}.png")
+        rows.append({"image": f"{i}.png", "prompt": "a cat " + "on a mat " * i, "side_image": f"side{i}.png"})
+    (folder / "metadata.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture
+def make_arguments(folder: Path, data: Path, tmp_path: Path) -> MakeArguments:
+    """Arguments of a short LoRA run; `lora=False` leaves the LoRA out."""
+
+    def make(*, lora: bool = True, **more: Any) -> TrainingArguments:
+        values: dict[str, Any] = {
+            "model": str(folder),
+            "dataset_base_path": str(data),
+            "output_path": str(tmp_path / "out"),
+            "seed": 1,
+        }
+        if lora:
+            values |= {
+                "lora_base_model": "dit",
+                "lora_target_modules": "to_q,to_v,img_mlp.net.2",
+                "lora_rank": 4,
+            }
+        return TrainingArguments(**{**values, **more})
+
+    return make
