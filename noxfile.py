@@ -20,6 +20,7 @@ nox.options.sessions = ["lint", "tests"]
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
+PACKAGING = ROOT / "tests" / "packaging"
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 LINT_TOOLS = ("ruff", "mypy")
 PEERS = {"torch": "2.14.1", "torchvision": "0.29.1", "diffusers": "0.42.1", "diffsynth": "2.1.12"}
@@ -109,18 +110,24 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build wheel and sdist of every distribution, install the wheels in an empty environment, draw a picture."""
+    """Build wheel and sdist of every distribution, check what is in them, draw a picture from the wheels in an empty
+    environment, then try each plugin's wheel alone there."""
     session.install("-c", str(CONSTRAINTS), "build", "hatchling")
     dist = ROOT / "dist"
     for old in [*dist.glob("qwenimage*.whl"), *dist.glob("qwenimage*.tar.gz")]:
         old.unlink()
     for path in distributions():
         session.run("python", "-m", "build", "--outdir", str(dist), str(path))
-    draw_from_wheels(session, dist)
+    session.run("python", str(PACKAGING / "archives.py"), str(dist))
+    python = draw_from_wheels(session, dist)
+    with session.chdir(session.create_tmp()):
+        check = str(PACKAGING / "plugin_by_plugin.py")
+        session.run(python, check, python, str(dist), external=True)  # uninstalls what was drawn with
 
 
-def draw_from_wheels(session: nox.Session, dist: Path) -> None:
+def draw_from_wheels(session: nox.Session, dist: Path) -> str:
     """Install our wheels from `dist`, then `qwenimage-core[all]` with what that needs, and generate a picture.
+    Gives the path of the environment's python.
 
     In two steps, so that our packages come from these files: pip would prefer a newer namesake on an index.
     """
@@ -142,3 +149,4 @@ def draw_from_wheels(session: nox.Session, dist: Path) -> None:
     if not picture.is_file():
         session.error(f"no picture at {picture}")
     session.log(f"drew {picture}")
+    return str(bin_folder / "python")
