@@ -36,6 +36,8 @@ class ComponentSpec:
     `build` makes the module from the content of config.json (None where there is none) and the shapes; it runs on the
     meta device, so what needs values (positions, frequencies) must not be a buffer. `convert` reshapes one tensor of
     the file (by its name there) into the module's; it also sees meta tensors.
+    `blocks` and `once` name modules by path, numbers written "*": blocks run one after the other and may be streamed,
+    and what is in `once` is needed once in a run and not kept in memory for the rest of it.
     `kind` is the name that the component has in the pipeline (default: `name`), `many` allows several of one kind.
     `published` is the model id and file pattern that bring it.
     """
@@ -47,6 +49,8 @@ class ComponentSpec:
     recognise: Callable[[Shapes], bool | str] | None = None
     rename: Callable[[str], str | None] | None = None
     convert: Callable[[str, Tensor], Tensor] | None = None
+    blocks: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
     many: bool = False
     published: tuple[str, str] | None = None
 
@@ -205,6 +209,8 @@ TRANSFORMER = ComponentSpec(
         "proj_out.weight",
     ),
     build=_build_transformer,
+    blocks=("transformer_blocks.*",),
+    once=("transformer_blocks.*.img_mod", "transformer_blocks.*.txt_mod"),
     published=("Qwen/Qwen-Image", "transformer/diffusion_pytorch_model*.safetensors"),
 )
 TEXT_ENCODER = ComponentSpec(
@@ -218,6 +224,7 @@ TEXT_ENCODER = ComponentSpec(
     ),
     build=_build_text_encoder,
     rename=_text_encoder_name,
+    blocks=("visual.blocks.*", "model.embed_tokens", "model.layers.*"),
     published=("Qwen/Qwen-Image", "text_encoder/model*.safetensors"),
 )
 VAE = ComponentSpec(

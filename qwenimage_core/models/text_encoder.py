@@ -97,7 +97,7 @@ class TextEncoder(nn.Module):
     ) -> Tensor:
         """(1, S, D) of one prompt. `patches_GF` are those of all its pictures, one picture after the
         other."""
-        device = self.model.embed_tokens.weight.device
+        device = self.model.norm.weight.device  # the embedding may be on its way
         ids_1S = torch.tensor([tokens.ids], device=device)
         embeds_1SD = self.model.embed_tokens(ids_1S)
         if patches_GF is not None:

@@ -1,0 +1,195 @@
+"""A component: a model with weights, checked by its headers at once and read into memory when it is first used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qwenimage_core.loading.checkpoint import Checkpoint
+from qwenimage_core.loading.fit import fit
+from qwenimage_core.loading.recognise import ComponentSpec
+from qwenimage_core.memory.placement import DISK, Place, Placement
+from qwenimage_core.memory.stream import Stream
+from qwenimage_core.memory.units import units
+
+
+class Component:
+    """One model with weights: its spec, its checkpoint, and a module that has values only while it is loaded.
+
+    The module is built on the meta device and compared with the checkpoint's headers when the component is made; a
+    LoadError then lists what does not fit, before memory is spent. `load` fills the same module, `release` empties it
+    again: references to the module stay good, changes to its weights do not survive. Where its weights are is said by
+    its placement; what its spec calls `once` is on disk but for the moment in which it computes.
+    """
+
+    def __init__(
+        self,
+        spec: ComponentSpec,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        placement: Placement | None = None,
+    ) -> None:
+        self.spec, self.checkpoint = spec, checkpoint
+        self.placement = placement or Placement.resident(device, dtype)
+        self.config: Mapping[str, Any] | None = checkpoint.config
+        self.loaded = False
+        with torch.device("meta"):
+            self.skeleton: Any = spec.build(checkpoint.config, checkpoint.shapes).requires_grad_(False).eval()
+        self._names = fit(spec, checkpoint, self.skeleton)
+        once = units(self.skeleton, spec.once, self.dtype)
+        blocks = units(self.skeleton, spec.blocks, self.dtype, apart=once)
+        # read in time for its one use, and never kept
+        on_disk = Place(DISK, None)
+        passing = Placement(on_disk, on_disk, self.placement.computation, self.placement.computation)
+        self.once = Stream(once, passing, self, cyclic=False)
+        self.blocks = Stream(blocks, self.placement, self)
+        moving = {leaf.name for unit in (*once, *blocks) for leaf in unit.leaves}
+        self._base = tuple(name for name in self._names if name not in moving)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it computes in."""
+        assert self.placement.computation.dtype is not None
+        return self.placement.computation.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That it computes on."""
+        return torch.device(self.placement.computation.device)
+
+    @property
+    def module(self) -> Any:
+        """The module with its weights, of the class that the spec builds; reads them on first use."""
+        return self.load()
+
+    @cached_property
+    def bytes(self) -> int:
+        """Memory that all weights take, in the dtype they compute in."""
+        return sum(
+            tensor.numel() * self._dtype_of(tensor).itemsize for tensor in self.skeleton.state_dict().values()
+        )
+
+    @cached_property
+    def base_bytes(self) -> int:
+        """Of what is in memory for as long as the component is loaded: all but blocks and what is used once."""
+        state = self.skeleton.state_dict()
+        return sum(state[name].numel() * self._dtype_of(state[name]).itemsize for name in self._base)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(tensor.numel() for tensor in self.skeleton.parameters())
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one weight in the dtype it computes in."""
+        return self.dtype.itemsize
+
+    def digest(self) -> str:
+        """A name for exactly these weights, see `Checkpoint.digest`."""
+        return self.checkpoint.digest()
+
+    # --- loading ------------------------------------------------------------------------------------------------
+
+    def load(self, *, whole: bool = False, prepared: int | None = None) -> Any:
+        """Fill the module, one tensor after the other.
+
+        The most memory in use on the way is what stays, and the largest tensor as stored. `whole` also keeps what a
+        generation uses once: for training, for merging adapters, for its state dict. `prepared` is the number of
+        blocks that stay on the device; None leaves it as it is, at first all of them.
+        """
+        if not self.loaded:
+            passing = [
+                self.checkpoint.tensors[self._names[name]].nbytes for name in self._base if self._passes(name)
+            ]
+            buffer = torch.empty(max(passing, default=0), dtype=torch.uint8)
+            for name in self._base:
+                put(self.skeleton, name, self._read(name, buffer))
+        if whole and self.once.units:
+            self.once.settle(len(self.once.units))
+        elif not self.loaded:
+            self.once.settle(0)
+        if not self.loaded or prepared is not None:
+            self.blocks.settle(len(self.blocks.units) if prepared is None else prepared)
+        self.loaded = True
+        return self.skeleton
+
+    def release(self) -> None:
+        """Give the memory back. The next use of `module` reads the weights again."""
+        self.blocks.close()
+        self.once.close()
+        for name in self._base:
+            put(self.skeleton, name, torch.empty_like(self.skeleton.state_dict()[name], device="meta"))
+        self.loaded = False
+
+    def leave(self) -> None:
+        """The stage of this component is over: its weights go where `offload` says."""
+        self.once.rest()
+        offload = self.placement.offload
+        if not self.loaded or not self.placement.leaves:
+            return
+        if offload.on_disk:
+            self.release()
+        else:
+            self.blocks.park(offload)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor of the module by its name in the module, from the file, as it computes."""
+        return self._read(name, None)
+
+    # --- where a stream gets its weights (memory.stream.Source) --------------------------------------------------
+
+    def read_as(self, name: str, device: str, dtype: torch.dtype) -> Tensor:
+        """One tensor from the file, on a device in a dtype, in memory of its own."""
+        tensor = self._stored(name, None)
+        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+    def read_into(self, name: str, view: Tensor, staging: Tensor) -> None:
+        """One tensor from the file into `view`, through `staging` unless it is stored as it computes."""
+        stored = getattr(torch, self.checkpoint.tensors[self._names[name]].dtype)
+        if stored == view.dtype and self.spec.convert is None and view.device.type == "cpu":
+            self.checkpoint.read(self._names[name], buffer=view.flatten().view(torch.uint8))
+        else:
+            view.copy_(self._stored(name, staging).to(view.device))
+
+    def stored_bytes(self, name: str) -> int:
+        """Of one tensor in the file."""
+        return self.checkpoint.tensors[self._names[name]].nbytes
+
+    def _stored(self, name: str, buffer: Tensor | None) -> Tensor:
+        published = self._names[name]
+        tensor = self.checkpoint.read(published, buffer=buffer)
+        return tensor if self.spec.convert is None else self.spec.convert(published, tensor)
+
+    def _passes(self, name: str) -> bool:
+        """Whether a tensor is not stored as it is used, and so passes through memory on its way."""
+        stored = getattr(torch, self.checkpoint.tensors[self._names[name]].dtype)
+        cast = stored.is_floating_point and stored != self.dtype
+        return cast or self.spec.convert is not None or self.device.type != "cpu"
+
+    def _read(self, name: str, buffer: Tensor | None) -> Tensor:
+        if not self._passes(name):
+            return self.checkpoint.read(self._names[name])
+        # One buffer for all of them: freed blocks between blocks that stay would never go back to the system.
+        tensor = self._stored(name, buffer)
+        used = torch.empty(tensor.shape, dtype=self._dtype_of(tensor), device=self.device)
+        return used.copy_(tensor)
+
+    def _dtype_of(self, tensor: Tensor) -> torch.dtype:
+        return self.dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace one parameter or buffer by its dotted name, without copying."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    else:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)

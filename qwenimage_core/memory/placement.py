@@ -1,0 +1,121 @@
+"""The four places of a component's weights, with the published names and meaning.
+
+offload: while the component waits for its stage. onload: while its stage runs. preparing: those blocks that
+`vram_limit` lets stay on the device. computation: where a block is while it computes. A place is a device (or "disk")
+and a dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from qwenimage_core.errors import LoadError
+
+if TYPE_CHECKING:
+    from qwenimage_core.loading.config import ModelConfig
+
+DISK = "disk"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device, or "disk" (then in the dtype of the file, and `dtype` is None)."""
+
+    device: str
+    dtype: torch.dtype | None
+
+    @property
+    def on_disk(self) -> bool:
+        return self.device == DISK
+
+    def __str__(self) -> str:
+        return "disk" if self.on_disk else f"{self.device} {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`limit` is the most bytes that may be in use on the device of `computation` while this component's stage runs:
+    blocks are prepared as long as they fit. None prepares all of them."""
+
+    offload: Place
+    onload: Place
+    preparing: Place
+    computation: Place
+    limit: int | None = None
+
+    @classmethod
+    def resident(cls, device: torch.device | str, dtype: torch.dtype) -> Placement:
+        """Everything is read once and stays where it computes."""
+        place = Place(_numbered(device), dtype)
+        return cls(place, place, place, place)
+
+    @property
+    def managed(self) -> bool:
+        """Whether weights are ever anywhere else than where they compute."""
+        return len({self.offload, self.onload, self.preparing, self.computation}) > 1
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the component gives its memory back after its stage."""
+        return self.offload != self.onload or self.onload != self.computation
+
+
+def placement_of(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, vram_limit: float | None
+) -> Placement:
+    """What a ModelConfig asks for; what it leaves open is the place of computation, and that is the pipeline's.
+
+    `vram_limit` is in GiB. Raises LoadError for a device that this machine does not have.
+    """
+    computation = _place(config, "computation", Place(_numbered(device), dtype))
+    limit = None if vram_limit is None else int(vram_limit * GIB)
+    if config.offload_device is None:
+        return Placement(computation, computation, computation, computation, None)
+    found = Placement(
+        _place(config, "offload", computation),
+        _place(config, "onload", computation),
+        _place(config, "preparing", computation),
+        computation,
+        limit,
+    )
+    for place in {found.offload, found.onload, found.preparing, computation}:
+        _check_there(place, config)
+    if found.preparing.device != computation.device:
+        raise LoadError(
+            "Blocks are prepared on the device that computes.",
+            got=f"preparing_device={found.preparing.device}, computation on {computation.device}",
+            mend=f"preparing_device={computation.device!r}",
+        )
+    return found
+
+
+def _place(config: ModelConfig, state: str, default: Place) -> Place:
+    dtype, device = getattr(config, f"{state}_dtype"), getattr(config, f"{state}_device")
+    if DISK in (dtype, device):
+        return Place(DISK, None)
+    kind = getattr(torch, dtype) if dtype is not None else default.dtype
+    return Place(_numbered(device) if device is not None else default.device, kind)
+
+
+def _numbered(device: torch.device | str) -> str:
+    """ "cuda" means the first one; tensors say so by number."""
+    found = torch.device(device)
+    return str(found) if found.index is not None or found.type in ("cpu", "mps") else f"{found.type}:0"
+
+
+def _check_there(place: Place, config: ModelConfig) -> None:
+    if place.on_disk or torch.device(place.device).type == "cpu":
+        return
+    wanted = torch.device(place.device)
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if there is None or there.type != wanted.type or (wanted.index or 0) >= torch.accelerator.device_count():
+        raise LoadError(
+            f"{config} is to be placed on a device that is not there.",
+            got=place.device,
+            expected=f"cpu{f' or {there}' if there else ''}",
+            mend='name a device of this machine in the placement settings, as onload_device="cpu"',
+        )

@@ -1,0 +1,211 @@
+"""The units of one component, of which some stay and the others come to a buffer when they compute.
+
+A unit is *open* (its parameters are in memory as they compute), *held* (in memory, but elsewhere or in another dtype)
+or on disk. Held units and those on disk are put into a buffer by a hook before their module runs, while the one before
+still computes, and taken out by a hook after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qwenimage_core.memory.placement import DISK, Place, Placement
+from qwenimage_core.memory.reader import SLOTS, Reader, Slot
+from qwenimage_core.memory.units import Unit
+
+
+class Source(Protocol):
+    """Where the weights of a component come from."""
+
+    def read_into(self, name: str, view: Tensor, staging: Tensor) -> None: ...
+
+    def read_as(self, name: str, device: str, dtype: torch.dtype) -> Tensor: ...
+
+    def stored_bytes(self, name: str) -> int: ...
+
+
+class Stream:
+    """Makes the units of a module come and go. `cyclic` for units that run again and again, in this order."""
+
+    def __init__(
+        self, units: Sequence[Unit], placement: Placement, source: Source, *, cyclic: bool = True
+    ) -> None:
+        self.units, self.placement, self.source, self.cyclic = tuple(units), placement, source, cyclic
+        self.device = torch.device(placement.computation.device)
+        self.dtype = _dtype(placement.computation.dtype)
+        self.bytes_read = 0
+        self.open: frozenset[int] = frozenset()
+        self._held: dict[int, list[Tensor]] = {}
+        self._handles: list[Any] = []
+        self._reader: Reader | None = None
+        self._taken: dict[int, Slot] = {}
+        self._moving: tuple[int, ...] = ()
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        for unit in self.units:
+            for leaf in unit.leaves:
+                leaf.clear()
+
+    # --- what stays ---------------------------------------------------------------------------------------------
+
+    def settle(self, prepared: int) -> None:
+        """Prepare this many units, spread evenly so that there is always one computing while the next is read; let the
+        others rest where `onload` says."""
+        stay = _spread(prepared, len(self.units))
+        self._arrange(
+            [self.placement.preparing if i in stay else self.placement.onload for i in range(len(self.units))]
+        )
+
+    def park(self, place: Place) -> None:
+        """Put all units to one place, where they wait until they are settled again."""
+        self._arrange([place] * len(self.units))
+
+    def close(self) -> None:
+        """Give all memory back, buffers too."""
+        self.park(Place(DISK, None))
+
+    def _arrange(self, places: Sequence[Place]) -> None:
+        self._stop()
+        for number, place in enumerate(places):
+            if place == self.placement.computation:
+                self._open(number)
+            else:
+                self._hold(number, place)
+        self._start()
+
+    def _open(self, number: int) -> None:
+        if number in self.open:
+            return
+        rest = self._held.pop(number, None)
+        for at, leaf in enumerate(self.units[number].leaves):
+            leaf.put(
+                self.source.read_as(leaf.name, str(self.device), self.dtype)
+                if rest is None
+                else rest[at].to(self.device, self.dtype)
+            )
+        self.open |= {number}
+
+    def _hold(self, number: int, place: Place) -> None:
+        """Rest a unit at a place in memory, or on disk. It comes from memory if it is there, else from the file."""
+        leaves = self.units[number].leaves
+        rest = self._held.pop(number, None)
+        if number in self.open:
+            rest = [leaf.value for leaf in leaves]
+            self.open -= {number}
+        for leaf in leaves:
+            leaf.clear()
+        if place.on_disk:
+            return
+        dtype = _dtype(place.dtype)
+        self._held[number] = (
+            [self.source.read_as(leaf.name, place.device, dtype) for leaf in leaves]
+            if rest is None
+            else [tensor.to(place.device, dtype) for tensor in rest]
+        )
+
+    # --- what comes and goes ------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._moving = tuple(i for i in range(len(self.units)) if i not in self.open)
+        for number in self._moving:
+            module = self.units[number].module
+            self._handles += [
+                module.register_forward_pre_hook(_before(self, number)),
+                module.register_forward_hook(_after(self, number), always_call=True),
+            ]
+
+    def _stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+    def rest(self) -> None:
+        """Give the buffers back until the next unit is asked for."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+    def take(self, number: int) -> None:
+        """Put a unit's weights in place, and begin to read the one after it."""
+        reader = self._reader or self._buffers()
+        slot = reader.get(number)
+        self._taken[number] = slot
+        unit = self.units[number]
+        for leaf, view in zip(unit.leaves, slot.views(unit, self.dtype), strict=True):
+            leaf.put(view)
+        at = self._moving.index(number) + 1
+        if at < len(self._moving) or self.cyclic:
+            reader.ahead(self._moving[at % len(self._moving)])
+
+    def drop(self, number: int) -> None:
+        for leaf in self.units[number].leaves:
+            leaf.clear()
+        if (slot := self._taken.pop(number, None)) is not None and self._reader is not None:
+            self._reader.give_back(slot)
+
+    def _buffers(self) -> Reader:
+        room = self.slot_bytes()
+        staging = max(
+            self.source.stored_bytes(leaf.name) for i in self._moving for leaf in self.units[i].leaves
+        )
+        self._reader = Reader(self._fill, [Slot(room, staging, self.device) for _ in range(SLOTS)])
+        return self._reader
+
+    def slot_bytes(self) -> int:
+        """Of one buffer: the largest unit as it computes."""
+        return max((unit.nbytes(self.dtype) for unit in self.units), default=0)
+
+    def _fill(self, number: int, slot: Slot) -> None:
+        """Runs in the reader's thread."""
+        slot.wait()
+        unit = self.units[number]
+        views = slot.views(unit, self.dtype)
+        with torch.no_grad(), self._copying():
+            if number in self._held:
+                for view, rest in zip(views, self._held[number], strict=True):
+                    view.copy_(rest if rest.device == view.device else rest.to(view.device))
+                return
+            for leaf, view in zip(unit.leaves, views, strict=True):
+                self.source.read_into(leaf.name, view, slot.staging)
+                self.bytes_read += self.source.stored_bytes(leaf.name)
+
+    @contextmanager
+    def _copying(self) -> Iterator[None]:
+        """On CUDA: copies run beside the kernels of the block that computes, and are done when this ends."""
+        if self._copies is None:
+            yield
+            return
+        with torch.cuda.stream(self._copies):
+            yield
+        self._copies.synchronize()
+
+
+def _before(stream: Stream, number: int) -> Any:
+    def hook(module: nn.Module, args: Any) -> None:
+        stream.take(number)
+
+    return hook
+
+
+def _after(stream: Stream, number: int) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        stream.drop(number)
+
+    return hook
+
+
+def _spread(some: int, all_of: int) -> frozenset[int]:
+    """`some` of the numbers below `all_of`, as far from each other as they can be."""
+    return frozenset(i for i in range(all_of) if (i + 1) * some // all_of > i * some // all_of)
+
+
+def _dtype(dtype: torch.dtype | None) -> torch.dtype:
+    assert dtype is not None, "a place in memory has a dtype"
+    return dtype
