@@ -12,10 +12,11 @@ import torch
 from qwenimage_core.errors import LoadError
 from qwenimage_core.loading.bundle import Bundle, find_bundle, load_tokenizer
 from qwenimage_core.loading.components import Component, find_components
-from qwenimage_core.loading.config import ModelConfig, report_placement
+from qwenimage_core.loading.config import ModelConfig
 from qwenimage_core.loading.recognise import CORE_COMPONENTS, ComponentSpec
 from qwenimage_core.loading.shards import read_json
 from qwenimage_core.loading.sources import locate_folder
+from qwenimage_core.memory.placement import placement_of
 from qwenimage_core.models.backbone import BackboneDescription
 from qwenimage_core.models.prompt_tokens import PromptTokenizer
 from qwenimage_core.models.text_encoder import PromptEncoder
@@ -45,11 +46,13 @@ def assemble(
     configs = [
         config for config in (*bundle.models, bundle.tokenizer, bundle.processor) if config is not None
     ]
-    report_placement(
-        configs, dtype=str(dtype).removeprefix("torch."), device=str(device), vram_limit=vram_limit
-    )
+    _check_placed([c for c in (bundle.tokenizer, bundle.processor) if c is not None], configs, vram_limit)
     registry = plugins if isinstance(plugins, PluginRegistry) else PluginRegistry.discover(plugins)
-    components = find_components(bundle.models, dtype=dtype, device=device, specs=_specs(registry))
+    components = find_components(
+        bundle.models,
+        placed=lambda config: placement_of(config, dtype=dtype, device=device, vram_limit=vram_limit),
+        specs=_specs(registry),
+    )
     transformer, vae, text_encoder = (components[name][0] for name in ("transformer", "vae", "text_encoder"))
     return {
         "components": components,
@@ -81,6 +84,25 @@ def _bundle(
         return Bundle(models=tuple(model_configs), tokenizer=tokenizer or TOKENIZER, processor=processor)
     bundle = find_bundle(model)
     return replace(bundle, tokenizer=tokenizer or bundle.tokenizer, processor=processor or bundle.processor)
+
+
+def _check_placed(
+    unplaced: Sequence[ModelConfig], configs: Sequence[ModelConfig], vram_limit: float | None
+) -> None:
+    """Placement that nothing would heed is an error."""
+    for config in unplaced:
+        if config.placement():
+            raise LoadError(
+                f"{config} holds no weights, so that placement settings mean nothing for it.",
+                got=", ".join(config.placement()),
+                mend="leave them out of this ModelConfig",
+            )
+    if vram_limit is not None and not any(config.offload_device for config in configs):
+        raise LoadError(
+            "vram_limit has no effect: no ModelConfig may leave the device.",
+            got=f"vram_limit={vram_limit:g}",
+            mend='give offload_dtype and offload_device (as "disk") to the ModelConfigs, or use memory=',
+        )
 
 
 def _accelerator() -> torch.device:

@@ -53,6 +53,10 @@ class LoadError(QwenImageError):
     """A file or folder that is not what it should be: missing, truncated, of another architecture."""
 
 
+class MemoryLimitError(QwenImageError):
+    """A limit on memory that cannot be kept, with the least that would do."""
+
+
 class AdapterError(QwenImageError):
     """A LoRA that does not fit: no or partial matches, unknown key format, wrong shapes."""
 

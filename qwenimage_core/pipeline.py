@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,19 +22,23 @@ from qwenimage_core.errors import AdapterError, RequestError
 from qwenimage_core.explain import Explanation, explain
 from qwenimage_core.inputs import encode
 from qwenimage_core.loop import StepReport, denoise
+from qwenimage_core.memory.keeper import Keeper
+from qwenimage_core.memory.measure import peak
 from qwenimage_core.output import finish, pictures
 from qwenimage_core.plan import Plan
 from qwenimage_core.planner import make_plan
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.request import CoreRequest
 from qwenimage_core.values import TransformerOptions
-from qwenimage_core.velocity import bind
+from qwenimage_core.velocity import bind, modulation_table
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.components import Component
     from qwenimage_core.loading.config import ModelConfig
     from qwenimage_core.models.backbone import BackboneDescription
+    from qwenimage_core.models.modulation import StepModulation
     from qwenimage_core.models.text_encoder import PromptEncoder
+    from qwenimage_core.models.transformer import QwenImageTransformer
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Generation:
     seeds: list[int]
     plans: tuple[Plan, ...]
     adapters: tuple[Adapter, ...]
+    peak_bytes: int | None = None
+    """The most memory in use while it was drawn (on an accelerator of the device, else anonymous memory of this
+    process), where placement is managed and the system says."""
 
     @property
     def prompts(self) -> list[str]:
@@ -72,6 +79,7 @@ class QwenImagePipeline:
         self.defaults, self.options = dict(defaults or {}), options or TransformerOptions()
         self.given = dict(given or {})
         self._loras: dict[str, Attachment] = {}
+        self.keeper = Keeper(components)
 
     @classmethod
     def from_pretrained(
@@ -156,11 +164,21 @@ class QwenImagePipeline:
     def generate(self, prompt: str | list[str] | None = None, **fields: Any) -> Generation:
         """Draw, and keep the plans and seeds with the pictures."""
         plans = self.plans(prompt, **fields)
-        images: list[Any] = []
-        for plan in plans:
-            images += self.run(plan)
         seeds = [seed for plan in plans for seed in plan.seeds]
-        return Generation(images, seeds, tuple(plans), self.loras)
+        with peak(self.device) if self.keeper.managed else nullcontext(None) as most:
+            self._encode_texts(plans)
+            images = [image for plan in plans for image in self.run(plan)]
+        return Generation(images, seeds, tuple(plans), self.loras, most.bytes if most else None)
+
+    @torch.no_grad()
+    def _encode_texts(self, plans: Sequence[Plan]) -> None:
+        """All prompts of a request at once, so that a text encoder which leaves after its stage is read once."""
+        if len(plans) > 1 and not any(a.component == "text_encoder" for p in plans for a in p.adapters):
+            for plan in plans:
+                self.keeper.begin_encoding(plan)
+                for branch in plan.branches:
+                    for tokens in branch.text:
+                        tokens.value  # noqa: B018  computed here, and kept
 
     def plan(self, prompt: str | None = None, **fields: Any) -> Plan:
         """Everything decided before the first step, for a request of one prompt."""
@@ -199,17 +217,33 @@ class QwenImagePipeline:
     @torch.no_grad()
     def run(self, plan: Plan) -> list[Any]:
         """Carry out a plan: one output a seed."""
+        transformer = self.components["transformer"][0]
         with self._adapted(plan.adapters):  # before encoding: an adapter may be the text encoder's
+            self.keeper.begin_encoding(plan)
             inputs = encode(plan, dtype=self.dtype, device=self.device)
+            self.keeper.begin_denoising(plan)
+            module = transformer.module
             x_BNC = denoise(
-                bind(self.components["transformer"][0].module, plan, inputs),
+                bind(module, plan, inputs, self._table(module, plan)),
                 inputs.latents_BNC,
                 plan.sigmas,
                 blend=inputs.blend,
                 progress=_progress(plan),
                 after_step=_reporter(plan),
             )
-        return finish(x_BNC, plan)
+        self.keeper.begin_decoding(plan)
+        images = finish(x_BNC, plan)
+        self.keeper.end()
+        return images
+
+    def _table(self, module: QwenImageTransformer, plan: Plan) -> StepModulation:
+        """What the schedule makes of the modulation weights, with the adapters of now."""
+        sigmas = plan.sigmas[:-1]
+        zero = any(branch.layout.zero_slices for branch in plan.branches)
+        loaded = tuple((attachment, attachment.strength) for attachment in self._loras.values())
+        brought = tuple((adapter, _changed(adapter)) for adapter in plan.adapters)
+        key = sigmas, plan.options.addition_t, zero, loaded, brought
+        return self.keeper.table(key, lambda: modulation_table(module, plan, sigmas))
 
     # --- adapters -------------------------------------------------------------------------------------------------
 
@@ -237,7 +271,7 @@ class QwenImagePipeline:
                 mend="clear it first, or give this one another name",
             )
         adapter = Adapter(name=name, weights=path, strength=strength, component=component, mode=mode)
-        self._loras[name] = attach(self._module(component), adapter)
+        self._loras[name] = attach(*self._ready_for(adapter))
         return name
 
     def clear_lora(self, name: str | None = None) -> None:
@@ -259,13 +293,30 @@ class QwenImagePipeline:
         """The adapters of one run, on the components they are for."""
         with ExitStack() as stack:
             for adapter in adapters:
-                stack.enter_context(attached(self._module(adapter.component), [adapter]))
+                module, _, like = self._ready_for(adapter)
+                stack.enter_context(attached(module, [adapter], like))
             yield
 
-    def _module(self, component: str) -> torch.nn.Module:
-        if component not in self.components:
-            raise AdapterError(f"There is no component {component!r} here.", expected=sorted(self.components))
-        return self.components[component][0].module
+    def _ready_for(self, adapter: Adapter) -> tuple[torch.nn.Module, Adapter, torch.Tensor]:
+        """The module to attach to. A side branch never reads the weights, so that they need not be there yet."""
+        if adapter.component not in self.components:
+            raise AdapterError(
+                f"There is no component {adapter.component!r} here.", expected=sorted(self.components)
+            )
+        component = self.components[adapter.component][0]
+        if adapter.mode == "merged" and component.placement.managed:
+            raise AdapterError(
+                f"Adapter {adapter.name!r} cannot be merged into weights that come and go.",
+                got=f"{adapter.component} waits on {component.placement.offload}",
+                mend='use mode="hot"',
+            )
+        module = component.load(whole=True) if adapter.mode == "merged" else component.skeleton
+        return module, adapter, torch.empty(0, dtype=component.dtype, device=component.device)
+
+
+def _changed(adapter: Adapter) -> int | None:
+    """When the file of an adapter was written last."""
+    return Path(adapter.weights).stat().st_mtime_ns if isinstance(adapter.weights, str | Path) else None
 
 
 def _reporter(plan: Plan) -> Callable[[int, torch.Tensor, torch.Tensor], None] | None:

@@ -23,14 +23,16 @@ from qwenimage_core.registry import LoadedPlugin
 from qwenimage_core.values import Residual
 
 
-def bind(transformer: QwenImageTransformer, plan: Plan, inputs: Inputs) -> Velocity:
-    """The guided velocity of a plan. Modulation of all steps, text tokens, rotary tables and attention are made here,
-    once; a step costs one transformer pass a branch."""
+def bind(
+    transformer: QwenImageTransformer, plan: Plan, inputs: Inputs, table: StepModulation | None = None
+) -> Velocity:
+    """The guided velocity of a plan. Modulation of all steps (unless `table` is it), text tokens, rotary tables and
+    attention are made here, once; a step costs one transformer pass a branch."""
     branches = [
         BoundBranch(transformer, plan, branch, inputs, text_1LE)
         for branch, text_1LE in zip(plan.branches, inputs.texts, strict=True)
     ]
-    table = modulation_table(transformer, plan, plan.sigmas[:-1])
+    table = modulation_table(transformer, plan, plan.sigmas[:-1]) if table is None else table
     scale, normalize = plan.request.cfg_scale, plan.request.cfg_normalize
 
     def velocity(x_BNC: torch.Tensor, step: int) -> torch.Tensor:
@@ -49,7 +51,7 @@ def modulation_table(
     if addition_t is None and transformer.config.use_additional_t_cond:
         addition_t = 0
     zero = any(branch.layout.zero_slices for branch in plan.branches)
-    return transformer.modulation(torch.tensor([1000 * s for s in sigmas]), addition_t, zero)
+    return transformer.modulation_table([1000 * s for s in sigmas], addition_t, zero)
 
 
 class BoundBranch:

@@ -70,8 +70,10 @@ class _KroneckerBranch(_Branch):
         return y_AC.flatten(-2)
 
 
-def _branch(layer: nn.Module, owner: object, change: Change, strength: float) -> _Branch:
-    weight = getattr(layer, "weight", None)
+def _branch(
+    layer: nn.Module, owner: object, change: Change, strength: float, example: Tensor | None
+) -> _Branch:
+    weight = getattr(layer, "weight", None) if example is None else example
     like: dict[str, Any] = {}
     if isinstance(weight, Tensor) and not weight.is_meta:
         like["device"] = weight.device
@@ -138,10 +140,18 @@ def _adapt(layer: Any) -> AdaptedLayer:
     return cast(AdaptedLayer, layer)
 
 
-def add(plain: nn.Module, owner: object, change: Change, strength: float, mode: Mode) -> None:
+def add(
+    plain: nn.Module,
+    owner: object,
+    change: Change,
+    strength: float,
+    mode: Mode,
+    like: Tensor | None = None,
+) -> None:
+    """`like` gives a side branch its dtype and device; without it the layer's weight does."""
     layer = _adapt(plain)
     if mode == "hot":
-        layer.branches.append(_branch(layer, owner, change, strength))
+        layer.branches.append(_branch(layer, owner, change, strength, like))
         return
     layer.merged = layer.merged or _Merged(layer.weight)
     layer.merged.entries[owner] = (change, strength)

@@ -103,19 +103,23 @@ class Attachment:
             remove(self._layers[-1], self)
             self._layers.pop()
 
-    def _install(self, places: Sequence[tuple[nn.Module, Change]]) -> None:
+    def _install(self, places: Sequence[tuple[nn.Module, Change]], like: Tensor | None) -> None:
         for layer, change in places:
             self._layers.append(layer)  # first, so that an interrupt in the next line is undone too
-            add(layer, self, change, self.strength, self.adapter.mode)
+            add(layer, self, change, self.strength, self.adapter.mode, like)
 
 
-def attach(model: nn.Module, adapter: Adapter) -> Attachment:
-    """Attach to every layer the adapter names. All checks come before the first change; a failure changes nothing."""
+def attach(model: nn.Module, adapter: Adapter, like: Tensor | None = None) -> Attachment:
+    """Attach to every layer the adapter names. All checks come before the first change; a failure changes nothing.
+
+    Side branches get the dtype and device of `like`, else of each layer's weight; a layer whose weight is not in memory
+    is of no help there.
+    """
     weights = adapter.read(model)
     places = _places(model, adapter, weights)
     attachment = Attachment(adapter)
     try:
-        attachment._install(places)
+        attachment._install(places, like)
     except BaseException:
         attachment.detach()
         raise
@@ -123,12 +127,14 @@ def attach(model: nn.Module, adapter: Adapter) -> Attachment:
 
 
 @contextmanager
-def attached(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[list[Attachment]]:
+def attached(
+    model: nn.Module, adapters: Sequence[Adapter], like: Tensor | None = None
+) -> Iterator[list[Attachment]]:
     """Attach for the duration of a run. However the run ends, the model is as it was before."""
     with ExitStack() as stack:
         attachments = []
         for adapter in adapters:
-            attachment = attach(model, adapter)
+            attachment = attach(model, adapter, like)
             stack.callback(attachment.detach)
             attachments.append(attachment)
         yield attachments

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ class Component:
         self.placement = placement or Placement.resident(device, dtype)
         self.config: Mapping[str, Any] | None = checkpoint.config
         self.loaded = False
+        self.budget: Callable[[Component], int] = lambda component: len(component.blocks.units)
         with torch.device("meta"):
             self.skeleton: Any = spec.build(checkpoint.config, checkpoint.shapes).requires_grad_(False).eval()
         self._names = fit(spec, checkpoint, self.skeleton)
@@ -81,6 +82,12 @@ class Component:
         state = self.skeleton.state_dict()
         return sum(state[name].numel() * self._dtype_of(state[name]).itemsize for name in self._base)
 
+    def resident_bytes(self) -> int:
+        """Of what is on the device of computation now."""
+        if not self.loaded:
+            return 0
+        return self.base_bytes + self.blocks.resident_bytes() + self.once.resident_bytes()
+
     @cached_property
     def parameters(self) -> int:
         """Number of weights."""
@@ -102,7 +109,7 @@ class Component:
 
         The most memory in use on the way is what stays, and the largest tensor as stored. `whole` also keeps what a
         generation uses once: for training, for merging adapters, for its state dict. `prepared` is the number of
-        blocks that stay on the device; None leaves it as it is, at first all of them.
+        blocks that stay on the device; None leaves it as it is, at first as many as `budget` says.
         """
         if not self.loaded:
             passing = [
@@ -116,7 +123,7 @@ class Component:
         elif not self.loaded:
             self.once.settle(0)
         if not self.loaded or prepared is not None:
-            self.blocks.settle(len(self.blocks.units) if prepared is None else prepared)
+            self.blocks.settle(self.budget(self) if prepared is None else prepared)
         self.loaded = True
         return self.skeleton
 

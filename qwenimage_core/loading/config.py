@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -24,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from qwenimage_core.errors import LoadError, QwenImageWarning
+from qwenimage_core.errors import LoadError
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +47,7 @@ class ModelConfig(BaseModel):
     repository ("transformer/*.safetensors"); one that ends in "/" means the whole folder, none the whole repository.
     `download_source`, `local_model_path` and `skip_download` fall back to the environment (QWENIMAGE_DOWNLOAD_SOURCE,
     QWENIMAGE_MODEL_BASE_PATH, QWENIMAGE_SKIP_DOWNLOAD, or the same with DIFFSYNTH_ in front), then to "modelscope",
-    "./models" and false. The eight placement settings are checked here and reported by `report_placement`.
+    "./models" and false. The eight placement settings are checked here; `memory.placement` says what they mean.
     Wrong values raise LoadError.
     """
 
@@ -252,26 +251,6 @@ class ModelConfig(BaseModel):
         if self.path is not None:
             return ", ".join(str(item) for item in self.path[:3]) + (", ..." if len(self.path) > 3 else "")
         return f"{self.model_id}:{', '.join(self.origin_file_pattern) or '*'}"
-
-
-def report_placement(
-    configs: Iterable[ModelConfig], *, dtype: str, device: str, vram_limit: float | None = None
-) -> None:
-    """Warn once (QwenImageWarning) of every placement setting that asks for something else than `dtype` on `device`."""
-    asked: dict[str, set[str]] = {}
-    for config in configs:
-        for name, value in config.placement().items():
-            if value != (dtype if name.endswith("dtype") else device):
-                asked.setdefault(name, set()).add(value)
-    if vram_limit is not None:
-        asked["vram_limit"] = {f"{vram_limit:g} GiB"}
-    if asked:
-        settings = ", ".join(f"{name}={'|'.join(sorted(values))}" for name, values in asked.items())
-        warnings.warn(
-            f"placement is not honoured by this version, everything stays on {device} in {dtype}: {settings}",
-            QwenImageWarning,
-            stacklevel=4,  # the line that called from_pretrained
-        )
 
 
 def environment(name: str) -> tuple[str, str | None]:

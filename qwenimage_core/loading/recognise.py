@@ -37,7 +37,8 @@ class ComponentSpec:
     meta device, so what needs values (positions, frequencies) must not be a buffer. `convert` reshapes one tensor of
     the file (by its name there) into the module's; it also sees meta tensors.
     `blocks` and `once` name modules by path, numbers written "*": blocks run one after the other and may be streamed,
-    and what is in `once` is needed once in a run and not kept in memory for the rest of it.
+    and what is in `once` is needed once in a run and not kept in memory for the rest of it. `denoises`: it computes in
+    every step; other components are done when the loop begins, but for the VAE.
     `kind` is the name that the component has in the pipeline (default: `name`), `many` allows several of one kind.
     `published` is the model id and file pattern that bring it.
     """
@@ -51,6 +52,7 @@ class ComponentSpec:
     convert: Callable[[str, Tensor], Tensor] | None = None
     blocks: tuple[str, ...] = ()
     once: tuple[str, ...] = ()
+    denoises: bool = False
     many: bool = False
     published: tuple[str, str] | None = None
 
@@ -211,6 +213,7 @@ TRANSFORMER = ComponentSpec(
     build=_build_transformer,
     blocks=("transformer_blocks.*",),
     once=("transformer_blocks.*.img_mod", "transformer_blocks.*.txt_mod"),
+    denoises=True,
     published=("Qwen/Qwen-Image", "transformer/diffusion_pytorch_model*.safetensors"),
 )
 TEXT_ENCODER = ComponentSpec(

@@ -158,6 +158,13 @@ class Stream:
         self._reader = Reader(self._fill, [Slot(room, staging, self.device) for _ in range(SLOTS)])
         return self._reader
 
+    def resident_bytes(self) -> int:
+        """On the device of computation now: open units, held ones, and the buffers."""
+        held = [t for tensors in self._held.values() for t in tensors if t.device == self.device]
+        opened = sum(self.units[number].nbytes(self.dtype) for number in self.open)
+        buffers = 0 if self._reader is None else SLOTS * self.slot_bytes()
+        return opened + sum(t.nbytes for t in held) + buffers
+
     def slot_bytes(self) -> int:
         """Of one buffer: the largest unit as it computes."""
         return max((unit.nbytes(self.dtype) for unit in self.units), default=0)

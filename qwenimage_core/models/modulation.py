@@ -68,6 +68,16 @@ class TimestepEmbedding(nn.Module):
         return embedding_BD + self.addition_t_embedding.weight[addition_t].to(embedding_BD)
 
 
+class Modulator(nn.Sequential):
+    """Time embeddings (..., B, D) -> shifts, scales and gates (..., B, E).
+
+    Several inputs are computed one by one, so that each gives the bits that it would give alone, and joined along B.
+    """
+
+    def forward(self, *embeddings: Tensor) -> Tensor:
+        return torch.cat([super(Modulator, self).forward(each) for each in embeddings], dim=-2)
+
+
 Runs = Sequence[tuple[int, int, int]]  # (start, stop, timestep row) of consecutive tokens
 
 

@@ -41,8 +41,8 @@ class _FinalNorm(nn.Module):
 class QwenImageTransformer(nn.Module):
     """Predicts the velocity (noise minus picture) of packed latents.
 
-    One run calls `embed_text` once, `modulation` once a step (or once for all steps: it is a table then), and
-    the module itself once a step and branch.
+    One run calls `embed_text` once, `modulation` once a step (or `modulation_table` once for all of them), and the
+    module itself once a step and branch.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -63,26 +63,46 @@ class QwenImageTransformer(nn.Module):
     def modulation(
         self, timestep: float | Tensor, addition_t: int | None = None, zero: bool = False
     ) -> StepModulation:
-        """All that depends on `timestep` (0..1000; one number, or (B,) for a batch or a table of steps).
+        """All that depends on `timestep` (0..1000; one number, or (B,) for a batch).
 
         `addition_t` is the row of the additional embedding, for models that have it and only for them. `zero`
         adds a second row for the tokens that are modulated as if the timestep were 0.
         """
+        weight = self.txt_norm.weight
+        timestep_B = torch.as_tensor(timestep, dtype=torch.float32, device=weight.device).reshape(-1)
+        return self._modulation([self._embed_time(timestep_B, addition_t, zero)])
+
+    def modulation_table(
+        self, timesteps: Sequence[float], addition_t: int | None = None, zero: bool = False
+    ) -> StepModulation:
+        """`modulation` of each timestep, bit for bit, with each block's modulation weights used in one go: they may
+        come from disk and go again."""
+        device = self.txt_norm.weight.device
+        singles = [torch.tensor([t], dtype=torch.float32, device=device) for t in timesteps]
+        return self._modulation([self._embed_time(single, addition_t, zero) for single in singles])
+
+    def _embed_time(self, timestep_B: Tensor, addition_t: int | None, zero: bool) -> Tensor:
+        """Embeddings (R, B, D)."""
         if (addition_t is not None) != self.config.use_additional_t_cond:
             expected = "0 or 1" if addition_t is None else "None: this transformer has no such embedding"
             raise ValueError(f"addition_t is {addition_t}, expected {expected}")
-        weight = self.txt_norm.weight
-        timestep_B = torch.as_tensor(timestep, dtype=torch.float32, device=weight.device).reshape(-1)
-        embedding_BD = self.time_text_embed(timestep_B, addition_t, weight.dtype)
-        rows = [embedding_BD]
+        dtype = self.txt_norm.weight.dtype
+        rows = [self.time_text_embed(timestep_B, addition_t, dtype)]
         if zero:
-            rows.append(self.time_text_embed(torch.zeros_like(timestep_B), addition_t, weight.dtype))
-        rows_RBD = torch.stack(rows)
+            rows.append(self.time_text_embed(torch.zeros_like(timestep_B), addition_t, dtype))
+        return torch.stack(rows)
+
+    def _modulation(self, embeddings: Sequence[Tensor]) -> StepModulation:
+        """From embeddings (R, B, D), each computed by itself, joined along B."""
         blocks = cast(Sequence[TransformerBlock], self.transformer_blocks)
-        image_LRBE = torch.stack([block.img_mod(rows_RBD) for block in blocks])
-        text_LBE = torch.stack([block.txt_mod(embedding_BD) for block in blocks])
-        scale_BD, shift_BD = self.norm_out(embedding_BD)
-        return StepModulation(image_LRBE, text_LBE, scale_BD, shift_BD)
+        steps = [rows_RBD[0] for rows_RBD in embeddings]  # (B, D)
+        final = [self.norm_out(step_BD) for step_BD in steps]
+        return StepModulation(
+            torch.stack([block.img_mod(*embeddings) for block in blocks]),
+            torch.stack([block.txt_mod(*steps) for block in blocks]),
+            torch.cat([scale_BD for scale_BD, _ in final]),
+            torch.cat([shift_BD for _, shift_BD in final]),
+        )
 
     def forward(
         self,

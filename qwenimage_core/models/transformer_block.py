@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qwenimage_core.models.modulation import Runs, add_gated, modulate, timestep_runs
+from qwenimage_core.models.modulation import Modulator, Runs, add_gated, modulate, timestep_runs
 from qwenimage_core.models.rope import Rope
 from qwenimage_core.models.transformer_config import Activation, TransformerConfig
 
@@ -111,8 +111,8 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.width
-        self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.txt_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.img_mod = Modulator(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.txt_mod = Modulator(nn.SiLU(), nn.Linear(width, 6 * width))
         self.attn = JointAttention(width, config.attention_head_dim)
         self.img_mlp = FeedForward(width)
         self.txt_mlp = FeedForward(width)

@@ -62,7 +62,7 @@ def misfit(folder: Path, part: str) -> LoadError:
 def test_transformer_holds_the_files_values(tiny: Path) -> None:
     made = component(tiny, "transformer")
     assert not made.loaded and all(parameter.is_meta for parameter in made.skeleton.parameters())
-    state = made.module.state_dict()
+    state = made.load(whole=True).state_dict()
     stored = load_file(tiny / FILES["transformer"])
     assert made.loaded and state.keys() == stored.keys()
     assert all(torch.equal(state[name], stored[name]) for name in stored)
@@ -132,7 +132,7 @@ def test_shards_load_like_one_file(tmp_path: Path) -> None:
     one = write_tiny_checkpoint(tmp_path / "one")
     three = write_tiny_checkpoint(tmp_path / "three", shards=3)
     for part in ("transformer", "text_encoder"):
-        first, second = (component(folder, part).module.state_dict() for folder in (one, three))
+        first, second = (component(folder, part).load(whole=True).state_dict() for folder in (one, three))
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 

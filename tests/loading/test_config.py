@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qwenimage_core.errors import LoadError, QwenImageWarning
-from qwenimage_core.loading.config import ModelConfig, report_placement
+from qwenimage_core.errors import LoadError
+from qwenimage_core.loading.config import ModelConfig
 
 PUBLISHED_VRAM_CONFIG: dict[str, Any] = {
     "offload_dtype": "disk",
@@ -149,30 +148,6 @@ def test_wrong_values_are_refused(keywords: dict[str, Any], what: str) -> None:
 )
 def test_pattern_spellings(pattern: Any, parsed: tuple[str, ...]) -> None:
     assert ModelConfig(model_id="Qwen/Qwen-Image", origin_file_pattern=pattern).origin_file_pattern == parsed
-
-
-def test_placement_is_reported_once_with_every_setting() -> None:
-    configs = [ModelConfig(**VAE, **PUBLISHED_VRAM_CONFIG), ModelConfig(**VAE, **PUBLISHED_VRAM_CONFIG)]
-    with pytest.warns(QwenImageWarning) as caught:
-        report_placement(configs, dtype="bfloat16", device="cpu", vram_limit=7.5)
-    assert len(caught) == 1
-    message = str(caught[0].message)
-    assert "placement is not honoured by this version, everything stays on cpu" in message
-    for setting in (
-        "offload_dtype=disk",
-        "onload_dtype=float8_e4m3fn",
-        "preparing_device=cuda",
-        "vram_limit=7.5 GiB",
-    ):
-        assert setting in message
-    assert "computation_dtype" not in message, "what happens anyhow needs no warning"
-
-
-def test_nothing_to_report_is_no_warning() -> None:
-    same = ModelConfig(**VAE, computation_dtype=torch.bfloat16, computation_device="cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        report_placement([same, ModelConfig(**VAE)], dtype="bfloat16", device="cpu")
 
 
 def test_config_imports_no_torch() -> None:

@@ -32,6 +32,8 @@ CONTROLNET = ComponentSpec(
         f"{_BLOCK}output_proj.weight",
     ),
     build=_build,
+    blocks=("controlnet_blocks.*",),
+    denoises=True,
     many=True,
     published=("DiffSynth-Studio/Qwen-Image-Blockwise-ControlNet-Canny", "model.safetensors"),
 )
