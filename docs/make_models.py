@@ -43,8 +43,8 @@ Names of pictures stand for your own. Every command takes `-o FILE` and the othe
 `qwenimage generate --help`. Pictures that a model needs at the drawn size (layers, ControlNets) have the size that
 `--width` and `--height` give, by default the recipe's.
 
-The low-memory form keeps weights on disk and in eight bits (`qwenimage recipes show NAME`). The core does not place
-weights yet: it says so in a warning, and draws the same picture."""
+The low-memory form keeps weights on disk, and in eight bits while they are in memory (`qwenimage recipes show NAME`):
+its picture differs a little."""
 TRAINING = """## Training
 
 With `pip install "qwenimage-core[train]"`; a dash where no training of that kind has been published. Data and the other

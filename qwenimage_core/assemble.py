@@ -61,8 +61,8 @@ def assemble(
             transformer.skeleton.config, vae.skeleton.config, text_encoder.skeleton.width
         ),
         "registry": registry,
-        "dtype": dtype,
-        "device": device,
+        "dtype": transformer.dtype,
+        "device": transformer.device,
         "defaults": _defaults(bundle),
     }
 

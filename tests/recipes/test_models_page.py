@@ -63,9 +63,7 @@ def drawn(target: Path, recipe: Recipe) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_commands_of_a_row_draw(
-    name: str, offline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_of_a_row_draw(name: str, offline: Path, tmp_path: Path) -> None:
     recipe, (generate, low_memory) = RECIPES[name], COMMANDS[name]
     found = []
     for command, low in ((generate, False), (low_memory, True)):
@@ -75,10 +73,9 @@ def test_the_commands_of_a_row_draw(
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             paths = drawn(run_tiny(command, recipe, folder), recipe)
-        assert ("placement is not honoured" in capsys.readouterr().err) == low
         assert_drawn([Image.open(path) for path in paths], recipe)
         for path in paths:
             record = read_metadata(path)
             assert (record.model.source, record.model.low_memory) == (f"recipe:{name}", low)
         found.append([Image.open(path).tobytes() for path in paths])
-    assert found[0] == found[1], "nothing is placed yet, so nothing is rounded"
+    assert found[0] != found[1], "eight bits are coarser"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from qwenimage_core import QwenImagePipeline, QwenImageWarning
+from qwenimage_core import QwenImagePipeline
 from qwenimage_core.recipes import all_recipes
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.values import Recipe
@@ -67,14 +67,15 @@ def test_a_recipe_draws_its_example(recipe: Recipe, hub: Path, offline: Path) ->
 
 
 @every_recipe
-def test_the_low_memory_form_opens_and_says_what_has_no_effect_yet(
+def test_the_low_memory_form_draws_and_leaves_nothing_in_memory(
     recipe: Recipe, hub: Path, offline: Path
 ) -> None:
     write_pictures(recipe, offline)
-    with pytest.warns(QwenImageWarning, match="placement is not honoured by this version") as caught:
-        pipe = open_recipe(recipe, hub, low_memory=True)
-    [warning] = [str(w.message) for w in caught if w.category is QwenImageWarning]
-    for setting, value in recipe.low_memory.items():
-        assert (f"{setting}={value}" in warning) == (value != "cpu"), "it computes on a CPU here anyway"
+    pipe = open_recipe(recipe, hub, low_memory=True)
+    for several in pipe.components.values():
+        for component in several:
+            assert component.placement.offload.on_disk and component.dtype == torch.bfloat16
+            assert component.placement.onload.dtype == torch.float8_e4m3fn
     drawn = pipe(**recipe.example, **tiny_request(recipe), progress_bar_cmd=iter)
     assert_drawn(drawn if isinstance(drawn, list) else [drawn], recipe)
+    assert not any(component.loaded for several in pipe.components.values() for component in several)

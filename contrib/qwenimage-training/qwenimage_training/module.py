@@ -51,7 +51,7 @@ class TrainingModule(nn.Module):
 
 
 def _velocity(pipe: QwenImagePipeline, checkpointing: bool, offload: bool) -> VelocityModel:
-    transformer = pipe.components["transformer"][0].module
+    transformer = pipe.components["transformer"][0].load(whole=True)
     return VelocityModel(transformer, checkpointing=checkpointing, offload=offload)
 
 

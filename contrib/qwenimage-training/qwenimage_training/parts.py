@@ -30,7 +30,7 @@ class Part:
 
     @property
     def module(self) -> nn.Module:
-        whole: nn.Module = self.component.module
+        whole: nn.Module = self.component.load(whole=True)
         return whole.get_submodule(self.path)
 
     @property

@@ -39,7 +39,7 @@ class Trained:
     def modules(self) -> dict[str, nn.Module]:
         """The whole components that hold what is trained, by name."""
         parts = [*self.full, *([self.lora] if self.lora else [])]
-        return {f"{p.key[0]}_{p.key[1]}": p.component.module for p in parts}
+        return {f"{p.key[0]}_{p.key[1]}": p.component.load(whole=True) for p in parts}
 
     def save(self, path: Path, values: Values, metadata: Mapping[str, str]) -> list[Path]:
         """Write what is trained, each file atomically: the LoRA in interchange form, full weights under published
