@@ -31,6 +31,9 @@ class TrainingArguments(DataArguments):
     tokenizer_path: str | None = Field(None, description="local tokenizer folder")
     processor_path: str | None = Field(None, description="local processor folder")
     extra_inputs: str | None = Field(None, description="comma list of the columns that become request fields")
+    fp8_models: str | None = Field(
+        None, description="comma list of model entries whose frozen weights are stored in eight bits"
+    )
     initialize_model_on_cpu: bool = Field(
         False, description="read trained models into main memory before moving them"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,21 @@ def dtype_of(arguments: TrainingArguments, device: torch.device) -> torch.dtype:
 
 def model_configs(arguments: TrainingArguments) -> list[ModelConfig]:
     """The ModelConfigs of `model_paths` and `model_id_with_origin_paths`, in that order."""
-    configs = [ModelConfig(path=path) for path in arguments.local_models]
+    configs = list(model_entries(arguments).values())
+    if not configs and arguments.model is None:
+        raise RequestError(
+            "Nothing says which models to train.",
+            mend="give --model, --model_paths or --model_id_with_origin_paths, or a --recipe",
+        )
+    return configs
+
+
+def model_entries(arguments: TrainingArguments) -> dict[str, ModelConfig]:
+    """The model options entry by entry, as they are written (a list of shards as JSON)."""
+    entries = {
+        path if isinstance(path, str) else json.dumps(path): ModelConfig(path=path)
+        for path in arguments.local_models
+    }
     for text in names(arguments.model_id_with_origin_paths):
         if not _ON_A_HUB.fullmatch(text):
             raise RequestError(
@@ -60,13 +75,8 @@ def model_configs(arguments: TrainingArguments) -> list[ModelConfig]:
                 expected="ORG/NAME:FILE-PATTERN, several separated by commas",
             )
         model_id, _, pattern = text.rpartition(":")
-        configs.append(ModelConfig(model_id=model_id, origin_file_pattern=pattern))
-    if not configs and arguments.model is None:
-        raise RequestError(
-            "Nothing says which models to train.",
-            mend="give --model, --model_paths or --model_id_with_origin_paths, or a --recipe",
-        )
-    return configs
+        entries[text] = ModelConfig(model_id=model_id, origin_file_pattern=pattern)
+    return entries
 
 
 def lora_file(text: str) -> str | Path:

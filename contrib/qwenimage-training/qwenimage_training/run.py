@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_training.data.dataset import TrainingDataset
 from qwenimage_training.errors import TrainingError
+from qwenimage_training.fp8 import store_in_fp8
 from qwenimage_training.opening import open_pipeline
 from qwenimage_training.trained import prepare
 from qwenimage_training.trainer import Trainer
@@ -41,7 +42,9 @@ def make_trainer(
     accelerator = make_accelerator(arguments)
     registry = registry or PluginRegistry.discover(arguments.plugin)
     pipe = open_pipeline(arguments, registry, accelerator.device)
-    return Trainer(arguments, pipe, prepare(arguments, pipe), dataset, accelerator, callbacks)
+    trained = prepare(arguments, pipe)
+    store_in_fp8(arguments, pipe)
+    return Trainer(arguments, pipe, trained, dataset, accelerator, callbacks)
 
 
 def make_accelerator(arguments: TrainingArguments) -> Accelerator:

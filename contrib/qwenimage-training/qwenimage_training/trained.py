@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qwenimage_core.adapters.files import write
 from qwenimage_core.errors import RequestError
+from qwenimage_core.memory.placement import Placement
 from qwenimage_training import lora
 from qwenimage_training.opening import lora_file
 from qwenimage_training.parts import Part, find_part
@@ -100,7 +101,7 @@ def prepare(arguments: TrainingArguments, pipe: QwenImagePipeline) -> Trained:
     _check(full, with_lora)
     for part in [*full, *([with_lora] if with_lora else [])]:
         if arguments.initialize_model_on_cpu and not part.component.loaded:
-            part.component.device = torch.device("cpu")
+            part.component.place(Placement.resident("cpu", part.component.dtype))
     if preset is not None and arguments.preset_lora_path is not None:
         lora.fuse(find_part(preset, pipe.components).module, lora_file(arguments.preset_lora_path))
     for part in full:

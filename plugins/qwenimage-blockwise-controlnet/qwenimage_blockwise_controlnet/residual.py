@@ -97,7 +97,7 @@ class Control:
             # packed as latents are, as one channel more: (1, 1, h, w) -> (1, P, H, W) -> (1, N, P)
             kept_1NP = F.pixel_unshuffle(kept_11hw, patch).flatten(2).transpose(1, 2)
             x_1NC = torch.cat([x_1NC, kept_1NP.to(x_1NC)], dim=2)
-        return self.net.control(x_1NC.to(self.net.img_in.weight))
+        return self.net.control(x_1NC.to(self.net.img_in.bias))
 
     def delta(self, block: int, step: int, tokens_BND: torch.Tensor, y_1ND: torch.Tensor) -> torch.Tensor:
         return self.given.scale * self.net.controlnet_blocks[block](tokens_BND, y_1ND)

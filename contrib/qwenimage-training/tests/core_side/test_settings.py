@@ -48,6 +48,7 @@ PUBLISHED = {
     "gradient_accumulation_steps": 1,
     "tokenizer_path": None,
     "processor_path": None,
+    "fp8_models": None,
     "zero_cond_t": False,
     "initialize_model_on_cpu": False,
 }
