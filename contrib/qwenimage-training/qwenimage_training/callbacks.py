@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step, counted from 1. `loss` is the mean of its samples on this process, `grad_norm` the norm
+    """One optimizer step, counted from 1. `loss` is the mean of its samples in all processes, `grad_norm` the norm
     before any clipping."""
 
     step: int

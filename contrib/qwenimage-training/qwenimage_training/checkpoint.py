@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qwenimage_training.errors import TrainingError
@@ -55,7 +56,7 @@ def save_state(folder: Path, state: State) -> Path:
         if final.exists():  # the same state, written by the run that was stopped
             shutil.rmtree(final)
         partial.replace(final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(
             f"The state of the run cannot be saved in {folder}.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -136,20 +137,9 @@ class Trainer:
             if self.average is not None:
                 self.average.update()
             seconds, began = time.perf_counter() - began, time.perf_counter()
-            self._report(
-                StepReport(
-                    self.steps,
-                    self.batches,
-                    (self.batches - 1) // self.batches_an_epoch,
-                    sum(losses) / len(losses),
-                    norm,
-                    rate,
-                    round(seconds, 4),
-                    len(losses),
-                )
-            )
+            loss = self._report(losses, norm, rate, seconds)
             bar.update()
-            bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", lr=f"{rate:.2e}")
+            bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.2e}")
             losses = []
             self._save_if_due()
             if self.steps >= self.total_steps:
@@ -244,12 +234,19 @@ class Trainer:
                 self.average.values[name].copy_(value)
         self.batches, self.steps, self.saved = state.batches, state.steps, list(state.saved)
 
-    def _report(self, report: StepReport) -> None:
-        if self.log is None:
-            return
-        self.log.write(asdict(report))
-        for callback in self.callbacks:
-            callback.on_step(report, self)
+    def _report(self, losses: Sequence[float], norm: float, rate: float, seconds: float) -> float:
+        """Log a step and tell the callbacks; the mean loss of its samples in all processes."""
+        counted = torch.tensor([sum(losses), len(losses)], device=self.accelerator.device)
+        total, samples = self.accelerator.reduce(counted, "sum").tolist()
+        loss, epoch = total / samples, (self.batches - 1) // self.batches_an_epoch
+        report = StepReport(
+            self.steps, self.batches, epoch, loss, norm, rate, round(seconds, 4), round(samples)
+        )
+        if self.log is not None:
+            self.log.write(asdict(report))
+            for callback in self.callbacks:
+                callback.on_step(report, self)
+        return loss
 
     def _save_if_due(self) -> None:
         every, done = self.arguments.save_steps, self.batches
@@ -281,7 +278,7 @@ class Trainer:
         values = self.weights.exact if self.average is None else self.average.of
         try:
             files = self.trained.save(folder / f"{name}.safetensors", values, self._metadata())
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"{name} cannot be saved in {folder}.", got=str(error), mend="make room and add --resume"
             ) from error

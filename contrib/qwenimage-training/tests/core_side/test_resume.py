@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -135,3 +136,36 @@ def test_a_changed_run_is_not_resumed(make_arguments) -> None:
 def test_there_must_be_something_to_resume(make_arguments) -> None:
     with pytest.raises(TrainingError, match="nothing to resume"):
         run(make_arguments(resume=True))
+
+
+class _FullDisk:
+    """From a step on no file can grow beyond a few kilobytes, as if the disk were full."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, report, trainer) -> None:
+        if report.step == self.step:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+
+    def on_save(self, files, trainer) -> None: ...
+    def on_end(self, trainer) -> None: ...
+
+
+def test_a_full_disk_loses_nothing_and_the_run_goes_on(make_arguments, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    arguments = make_arguments(**RUN)
+    try:
+        with pytest.raises(TrainingError, match="cannot be saved"):
+            run(arguments, callbacks=[_FullDisk(3)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in states(arguments.output)] == ["state-4"]
+    assert sorted(p.name for p in arguments.output.iterdir() if p.name.startswith((".", "step"))) == [
+        "step-2.safetensors",
+        "step-4.safetensors",
+    ]
+    run(make_arguments(**RUN, resume=True))
+    run(make_arguments(**RUN, output_path=str(tmp_path / "whole")))
+    assert_same_bits(final_state(tmp_path / "whole"), final_state(arguments.output))
