@@ -21,6 +21,7 @@ from qwenimage_core.models.backbone import BackboneDescription
 from qwenimage_core.models.prompt_tokens import PromptTokenizer
 from qwenimage_core.models.text_encoder import PromptEncoder
 from qwenimage_core.models.vision import PicturePreparation
+from qwenimage_core.recipes import find_recipe
 from qwenimage_core.registry import PluginRegistry
 
 TOKENIZER = ModelConfig(model_id="Qwen/Qwen-Image", origin_file_pattern="tokenizer/")
@@ -65,6 +66,41 @@ def assemble(
         "device": transformer.device,
         "defaults": _defaults(bundle),
     }
+
+
+def assemble_recipe(
+    name: str,
+    *,
+    torch_dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    vram_limit: float | None,
+    low_memory: bool,
+    plugins: Sequence[Any] | PluginRegistry,
+    files: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, ModelConfig]]:
+    """The arguments of `QwenImagePipeline` for a recipe, and its LoRAs by name. `files` go to every ModelConfig."""
+    registry = plugins if isinstance(plugins, PluginRegistry) else PluginRegistry.discover(plugins)
+    recipe = find_recipe(name, registry)
+    placement: Mapping[str, Any] = recipe.low_memory if low_memory else {}
+    parts = assemble(
+        None,
+        torch_dtype=torch_dtype,
+        device=device,
+        model_configs=[ModelConfig(**model, **placement, **files) for model in recipe.models],
+        tokenizer_config=ModelConfig(**recipe.tokenizer, **files) if recipe.tokenizer else None,
+        processor_config=ModelConfig(**recipe.processor, **files) if recipe.processor else None,
+        vram_limit=vram_limit,
+        plugins=registry,
+    )
+    given = {
+        field: {**value, **files} if isinstance(value, Mapping) and "model_id" in value else value
+        for field, value in recipe.given.items()
+    }
+    loras = {
+        recipe.name + (f"-{i}" if i else ""): ModelConfig(**lora, **files)
+        for i, lora in enumerate(recipe.loras)
+    }
+    return {**parts, "defaults": recipe.defaults, "options": recipe.options, "given": given}, loras
 
 
 def _bundle(

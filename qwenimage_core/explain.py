@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.layout import Segment
+from qwenimage_core.memory.plan import expected_peak
 from qwenimage_core.plan import Branch, Plan
 from qwenimage_core.values import Apart, Within
 
@@ -83,23 +84,6 @@ def explain(
             "expected_peak_bytes": expected_peak(plans, components),
         }
     )
-
-
-def expected_peak(plans: Sequence[Plan], components: Mapping[str, Sequence[Component]]) -> int:
-    """All weights, which stay resident, and the largest working set of any stage; an estimate within about a third.
-
-    A transformer block holds some 20 token-wide tensors (streams, projections, the feed-forward's fourfold width);
-    the last stage of the decoder holds some six pictures of its width in feature maps.
-    """
-    weights = sum(c.bytes for several in components.values() for c in several)
-    working = 0
-    for plan in plans:
-        tokens = max(b.layout.tokens for b in plan.branches) * len(plan.seeds)
-        block = 20 * tokens * plan.backbone.token_width * components["transformer"][0].itemsize
-        pixels = plan.request.height * plan.request.width
-        decode = 6 * pixels * plan.backbone.vae_width * components["vae"][0].itemsize
-        working = max(working, block, decode)
-    return weights + working
 
 
 def _branch(branch: Branch, plan: Plan) -> dict[str, Any]:

@@ -6,8 +6,8 @@ request -> plan -> encode -> denoise -> finish
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from qwenimage_core.adapters.lora import Adapter, Attachment, Mode, attach, attached
+from qwenimage_core.adapters.loaded import LoadedAdapters
+from qwenimage_core.adapters.lora import Adapter, Mode
 from qwenimage_core.context import Context
 from qwenimage_core.encoders import Encoders
-from qwenimage_core.errors import AdapterError, RequestError
+from qwenimage_core.errors import RequestError
 from qwenimage_core.explain import Explanation, explain
 from qwenimage_core.inputs import encode
 from qwenimage_core.loop import StepReport, denoise
@@ -78,7 +79,7 @@ class QwenImagePipeline:
         self.registry, self.dtype, self.device = registry, dtype, device
         self.defaults, self.options = dict(defaults or {}), options or TransformerOptions()
         self.given = dict(given or {})
-        self._loras: dict[str, Attachment] = {}
+        self.adapters = LoadedAdapters(components)
         self.keeper = Keeper(components)
 
     @classmethod
@@ -130,30 +131,20 @@ class QwenImagePipeline:
         """Open the model of a recipe (`qwenimage recipes list`): its weights and LoRAs, its defaults for a request and
         the options that its weights were trained with; in its low-memory form if asked. `files` go to every
         ModelConfig: `local_model_path`, `download_source`, `skip_download`, ..."""
-        from qwenimage_core.assemble import assemble
-        from qwenimage_core.loading.config import ModelConfig
-        from qwenimage_core.recipes import find_recipe
+        from qwenimage_core.assemble import assemble_recipe
 
-        registry = plugins if isinstance(plugins, PluginRegistry) else PluginRegistry.discover(plugins)
-        recipe = find_recipe(name, registry)
-        placement: Mapping[str, Any] = recipe.low_memory if low_memory else {}
-        parts = assemble(
-            None,
+        parts, loras = assemble_recipe(
+            name,
             torch_dtype=torch_dtype,
             device=device,
-            model_configs=[ModelConfig(**model, **placement, **files) for model in recipe.models],
-            tokenizer_config=ModelConfig(**recipe.tokenizer, **files) if recipe.tokenizer else None,
-            processor_config=ModelConfig(**recipe.processor, **files) if recipe.processor else None,
             vram_limit=vram_limit,
-            plugins=registry,
+            low_memory=low_memory,
+            plugins=plugins,
+            files=files,
         )
-        given = {
-            name: {**value, **files} if isinstance(value, Mapping) and "model_id" in value else value
-            for name, value in recipe.given.items()
-        }
-        pipe = cls(**{**parts, "defaults": recipe.defaults, "options": recipe.options, "given": given})
-        for i, lora in enumerate(recipe.loras):
-            pipe.load_lora(ModelConfig(**lora, **files), name=recipe.name + (f"-{i}" if i else ""))
+        pipe = cls(**parts)
+        for lora, config in loras.items():
+            pipe.load_lora(config, name=lora)
         return pipe
 
     def __call__(self, prompt: str | list[str] | None = None, **fields: Any) -> Any:
@@ -212,13 +203,15 @@ class QwenImagePipeline:
 
     def explain(self, prompt: str | list[str] | None = None, **fields: Any) -> Explanation:
         """What this request would do, in words; loads and runs no model."""
-        return explain(self.plans(prompt, **fields), self.components, loras=list(self._loras))
+        return explain(
+            self.plans(prompt, **fields), self.components, loras=[adapter.name for adapter in self.adapters]
+        )
 
     @torch.no_grad()
     def run(self, plan: Plan) -> list[Any]:
         """Carry out a plan: one output a seed."""
         transformer = self.components["transformer"][0]
-        with self._adapted(plan.adapters):  # before encoding: an adapter may be the text encoder's
+        with self.adapters.during(plan.adapters):  # before encoding: an adapter may be the text encoder's
             self.keeper.begin_encoding(plan)
             inputs = encode(plan, dtype=self.dtype, device=self.device)
             self.keeper.begin_denoising(plan)
@@ -240,9 +233,7 @@ class QwenImagePipeline:
         """What the schedule makes of the modulation weights, with the adapters of now."""
         sigmas = plan.sigmas[:-1]
         zero = any(branch.layout.zero_slices for branch in plan.branches)
-        loaded = tuple((attachment, attachment.strength) for attachment in self._loras.values())
-        brought = tuple((adapter, _changed(adapter)) for adapter in plan.adapters)
-        key = sigmas, plan.options.addition_t, zero, loaded, brought
+        key = sigmas, plan.options.addition_t, zero, self.adapters.state(plan.adapters)
         return self.keeper.table(key, lambda: modulation_table(module, plan, sigmas))
 
     # --- adapters -------------------------------------------------------------------------------------------------
@@ -265,58 +256,19 @@ class QwenImagePipeline:
 
         path = source if isinstance(source, str | Path) else locate(source)[0]
         name = Path(path).stem if name is None else name
-        if name in self._loras:
-            raise AdapterError(
-                f"A LoRA named {name!r} is loaded already.",
-                mend="clear it first, or give this one another name",
-            )
-        adapter = Adapter(name=name, weights=path, strength=strength, component=component, mode=mode)
-        self._loras[name] = attach(*self._ready_for(adapter))
+        self.adapters.load(
+            Adapter(name=name, weights=path, strength=strength, component=component, mode=mode)
+        )
         return name
 
     def clear_lora(self, name: str | None = None) -> None:
         """Detach one LoRA, or all of them; the weights are bit for bit what they were."""
-        if name is not None and name not in self._loras:
-            raise AdapterError(
-                f"There is no LoRA {name!r}.", expected=sorted(self._loras) or "none is loaded"
-            )
-        for each in [name] if name is not None else list(self._loras):
-            self._loras.pop(each).detach()
+        self.adapters.clear(name)
 
     @property
     def loras(self) -> tuple[Adapter, ...]:
         """What `load_lora` has attached, with the strengths of now."""
-        return tuple(replace(a.adapter, strength=a.strength) for a in self._loras.values())
-
-    @contextmanager
-    def _adapted(self, adapters: Sequence[Adapter]) -> Iterator[None]:
-        """The adapters of one run, on the components they are for."""
-        with ExitStack() as stack:
-            for adapter in adapters:
-                module, _, like = self._ready_for(adapter)
-                stack.enter_context(attached(module, [adapter], like))
-            yield
-
-    def _ready_for(self, adapter: Adapter) -> tuple[torch.nn.Module, Adapter, torch.Tensor]:
-        """The module to attach to. A side branch never reads the weights, so that they need not be there yet."""
-        if adapter.component not in self.components:
-            raise AdapterError(
-                f"There is no component {adapter.component!r} here.", expected=sorted(self.components)
-            )
-        component = self.components[adapter.component][0]
-        if adapter.mode == "merged" and component.placement.managed:
-            raise AdapterError(
-                f"Adapter {adapter.name!r} cannot be merged into weights that come and go.",
-                got=f"{adapter.component} waits on {component.placement.offload}",
-                mend='use mode="hot"',
-            )
-        module = component.load(whole=True) if adapter.mode == "merged" else component.skeleton
-        return module, adapter, torch.empty(0, dtype=component.dtype, device=component.device)
-
-
-def _changed(adapter: Adapter) -> int | None:
-    """When the file of an adapter was written last."""
-    return Path(adapter.weights).stat().st_mtime_ns if isinstance(adapter.weights, str | Path) else None
+        return tuple(self.adapters)
 
 
 def _reporter(plan: Plan) -> Callable[[int, torch.Tensor, torch.Tensor], None] | None:

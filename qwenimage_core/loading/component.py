@@ -36,20 +36,26 @@ class Component:
         placement: Placement | None = None,
     ) -> None:
         self.spec, self.checkpoint = spec, checkpoint
-        self.placement = placement or Placement.resident(device, dtype)
         self.config: Mapping[str, Any] | None = checkpoint.config
         self.loaded = False
         self.budget: Callable[[Component], int] = lambda component: len(component.blocks.units)
         with torch.device("meta"):
             self.skeleton: Any = spec.build(checkpoint.config, checkpoint.shapes).requires_grad_(False).eval()
         self._names = fit(spec, checkpoint, self.skeleton)
-        once = units(self.skeleton, spec.once, self.dtype)
-        blocks = units(self.skeleton, spec.blocks, self.dtype, apart=once)
+        self.place(placement or Placement.resident(device, dtype))
+
+    def place(self, placement: Placement) -> None:
+        """Change where the weights are. What is loaded is released first."""
+        if self.loaded:
+            self.release()
+        self.placement = placement
+        once = units(self.skeleton, self.spec.once, self.dtype)
+        blocks = units(self.skeleton, self.spec.blocks, self.dtype, apart=once)
         # read in time for its one use, and never kept
         on_disk = Place(DISK, None)
-        passing = Placement(on_disk, on_disk, self.placement.computation, self.placement.computation)
+        passing = Placement(on_disk, on_disk, placement.computation, placement.computation)
         self.once = Stream(once, passing, self, cyclic=False)
-        self.blocks = Stream(blocks, self.placement, self)
+        self.blocks = Stream(blocks, placement, self)
         moving = {leaf.name for unit in (*once, *blocks) for leaf in unit.leaves}
         self._base = tuple(name for name in self._names if name not in moving)
 

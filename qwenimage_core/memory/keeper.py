@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.memory.budget import Budget
+from qwenimage_core.memory.plan import decoding_bytes, denoising_bytes
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.component import Component
     from qwenimage_core.models.modulation import StepModulation
     from qwenimage_core.plan import Plan
-
-# A transformer block holds some 20 token-wide tensors (streams, projections, the feed-forward's fourfold width); the
-# last stage of the decoder some six pictures of its width in feature maps. Measured within a third.
-TENSORS_A_TOKEN, MAPS_A_PIXEL = 20, 6
 
 
 class Keeper:
@@ -71,19 +68,3 @@ class Keeper:
 
     def _all(self) -> list[Component]:
         return [component for several in self.components.values() for component in several]
-
-
-def denoising_bytes(plan: Plan, itemsize: int) -> int:
-    """Working memory of a step."""
-    tokens = max(branch.layout.tokens for branch in plan.branches) * len(plan.seeds)
-    return TENSORS_A_TOKEN * tokens * plan.backbone.token_width * itemsize
-
-
-def decoding_bytes(plan: Plan, itemsize: int) -> int:
-    """Working memory of the VAE for one picture, or for one tile of it."""
-    request = plan.request
-    pixels = request.height * request.width
-    if request.tiled:
-        side = request.tile_size * plan.backbone.vae_scale
-        pixels = min(pixels, side * side)
-    return MAPS_A_PIXEL * pixels * plan.backbone.vae_width * itemsize
