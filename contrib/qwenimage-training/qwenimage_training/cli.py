@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 OWN = "What to train"
+NO = "no_"
 PANELS = {True: "Dataset", False: "Training"}
 
 
@@ -38,7 +39,8 @@ def train(
 ) -> None:
     """Train a model, or a LoRA for it, on pictures with prompts.
 
-    Values come from the mode, the recipe, the config file and the command line, the later over the earlier.
+    Values come from the mode, the recipe, the config file and the command line, the later over the earlier. What one of
+    them has switched on, --no_NAME switches off.
     """
     from qwenimage_core.recipes import find_recipe
     from qwenimage_core.registry import PluginRegistry
@@ -89,10 +91,13 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     fields = TrainingArguments.model_fields
+    switches = [name for name, field in fields.items() if field.annotation is bool]
     options = [_parameter(name, field) for name, field in fields.items()]
+    options += [_taking_back(name) for name in switches]
 
     def run(**values: Any) -> None:
         given = {n: v for n, v in values.items() if n in fields and v not in (None, [])}
+        given |= {name: False for name in switches if values.pop(f"{NO}{name}")}
         command(**{n: v for n, v in values.items() if n not in fields}, **given)
 
     run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
@@ -103,19 +108,27 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """Text for typer, values for pydantic: so that the command line and a config file give the same errors."""
-    switch = field.annotation is bool
-    flags = [f"--{name}/--no_{name}"] if switch else [f"--{name}"]
     note = "" if field.default in (None, "", False) or field.default == [] else f" (default {field.default})"
+    note = f" (on; --{NO}{name} switches it off)" if field.default is True else note
     option = typer.Option(
-        *flags,
+        f"--{name}",
         help=escape((field.description or "") + note),
         metavar="",
         show_default=False,
         rich_help_panel=PANELS[name in DataArguments.model_fields],
     )
-    kind: Any = bool if switch else list[str] if _is_list(field.annotation) else str
+    kind: Any = bool if field.annotation is bool else list[str] if _is_list(field.annotation) else str
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _taking_back(name: str) -> inspect.Parameter:
+    """`--no_NAME`, for a switch that a mode, a recipe or a config file has turned on. Not shown: it would cut off the
+    names of the others."""
+    option = typer.Option(f"--{NO}{name}", hidden=True)
+    return inspect.Parameter(
+        f"{NO}{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
     )
 
 

@@ -136,3 +136,41 @@ def test_print_config_gives_a_config_that_says_the_same(tmp_path: Path, capsys) 
     (tmp_path / "again.yaml").write_text(shown)
     train("--config", str(tmp_path / "again.yaml"), "--print_config")
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(shown)
+
+
+def test_published_words_are_understood_as_they_stand(tmp_path: Path, capsys) -> None:
+    """A published command, with the script's name taken away."""
+    command = """
+    --dataset_base_path data/diffsynth_example_dataset/qwen_image/Qwen-Image-Edit-2511
+    --dataset_metadata_path data/diffsynth_example_dataset/qwen_image/Qwen-Image-Edit-2511/metadata.json
+    --data_file_keys image,edit_image --extra_inputs edit_image --max_pixels 1048576 --dataset_repeat 50
+    --model_id_with_origin_paths
+    Qwen/Qwen-Image-Edit-2511:transformer/diffusion_pytorch_model*.safetensors,Qwen/Qwen-Image:text_encoder/model*.safetensors,Qwen/Qwen-Image:vae/diffusion_pytorch_model.safetensors
+    --learning_rate 1e-4 --num_epochs 5 --remove_prefix_in_ckpt pipe.dit.
+    --output_path ./models/train/Qwen-Image-Edit-2511_lora --lora_base_model dit
+    --lora_target_modules
+    to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,img_mlp.net.2,img_mod.1,txt_mlp.net.2,txt_mod.1
+    --lora_rank 32 --use_gradient_checkpointing --dataset_num_workers 8 --find_unused_parameters --zero_cond_t
+    """
+    train(*command.split(), "--print_config")
+    by_hand = yaml.safe_load(capsys.readouterr().out)
+    recipe = ["--recipe", "qwen-image-edit-2511", "--mode", "lora"]
+    train(
+        *recipe,
+        *command.split()[:4],
+        "--dataset_repeat",
+        "50",
+        "--dataset_num_workers",
+        "8",
+        "--print_config",
+    )
+    by_recipe = yaml.safe_load(capsys.readouterr().out)
+    differing = {
+        name for name in by_hand.keys() | by_recipe.keys() if by_hand.get(name) != by_recipe.get(name)
+    }
+    assert differing == {"output_path", "activation"}, "the recipe is the published command"
+
+
+def test_switches_can_be_taken_back(capsys) -> None:
+    train("--mode", "full", "--model", "tiny", "--no_use_gradient_checkpointing", "--print_config")
+    assert yaml.safe_load(capsys.readouterr().out)["use_gradient_checkpointing"] is False
