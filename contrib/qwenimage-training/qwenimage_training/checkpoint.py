@@ -73,6 +73,15 @@ def _bare(state: State) -> State:
     return State(state.batches, state.steps, state.run, state.saved, state.numbers)
 
 
+def clear_partial(folder: Path) -> None:
+    """Take away what a killed run had half written."""
+    for partial in folder.glob(".*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink()
+
+
 def states(folder: Path) -> list[Path]:
     """The states in a folder, the newest last."""
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]

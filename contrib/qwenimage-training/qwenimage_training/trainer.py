@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from qwenimage_training.callbacks import Callback, StepReport
-from qwenimage_training.checkpoint import State, load_state, save_state
+from qwenimage_training.checkpoint import State, clear_partial, load_state, save_state
 from qwenimage_training.data.batches import BatchSampler, Position
 from qwenimage_training.data.dropout import Dropout
 from qwenimage_training.errors import TrainingError
@@ -207,6 +207,7 @@ class Trainer:
         folder = self.arguments.output
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
+            clear_partial(folder)
         self.accelerator.wait_for_everyone()
         self.run_facts = self._facts()
         if self.arguments.resume:

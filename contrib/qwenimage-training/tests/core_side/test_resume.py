@@ -127,6 +127,14 @@ class _StopAfter:
     def on_end(self, trainer) -> None: ...
 
 
+def test_what_a_killed_run_left_half_written_is_cleared(make_arguments) -> None:
+    arguments = make_arguments(max_train_steps=1)
+    (arguments.output / ".state-2.123.partial").mkdir(parents=True)
+    (arguments.output / ".epoch-0.safetensors.123.partial").write_bytes(b"half")
+    run(arguments)
+    assert [p.name for p in arguments.output.iterdir() if p.name.startswith(".")] == []
+
+
 def test_a_changed_run_is_not_resumed(make_arguments) -> None:
     run(make_arguments())
     with pytest.raises(TrainingError, match="seed"):

@@ -8,13 +8,26 @@ import pytest
 import typer
 import yaml
 
+import qwenimage_blockwise_controlnet
+import qwenimage_edit
+import qwenimage_eligen
+import qwenimage_in_context_control
+import qwenimage_layered
+
 from qwenimage_core.errors import RequestError
-from qwenimage_core.recipes import find_recipe
+from qwenimage_core.recipes import all_recipes, find_recipe
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_training import commands
 from qwenimage_training.arguments import TrainingArguments
 from qwenimage_training.settings import TARGETS, merged, read_config, validated
 
+PLUGINS = [
+    qwenimage_blockwise_controlnet,
+    qwenimage_edit,
+    qwenimage_eligen,
+    qwenimage_in_context_control,
+    qwenimage_layered,
+]
 # every published option that this run understands, with its published default
 PUBLISHED = {
     "dataset_base_path": "",
@@ -60,7 +73,7 @@ def test_published_options_have_their_published_defaults() -> None:
 
 
 def test_later_sources_win() -> None:
-    recipe = find_recipe("qwen-image-edit-2511", PluginRegistry.discover())
+    recipe = find_recipe("qwen-image-edit-2511", PluginRegistry.discover(PLUGINS))
     values = merged("lora", recipe, {"num_epochs": 3, "lora_rank": 8}, {"lora_rank": 16})
     arguments = validated(values)
     assert (arguments.learning_rate, arguments.num_epochs, arguments.lora_rank) == (1e-4, 3, 16)
@@ -85,9 +98,7 @@ def test_models_that_are_given_take_the_place_of_the_recipe_s() -> None:
 
 
 def test_every_published_form_of_every_recipe_gives_arguments() -> None:
-    registry = PluginRegistry.discover()
-    from qwenimage_core.recipes import all_recipes
-
+    registry = PluginRegistry.discover(PLUGINS)
     forms = [(r, f.mode) for _, r in all_recipes(registry).values() for f in r.training]
     assert len(forms) > 20
     for recipe, mode in forms:
@@ -141,20 +152,20 @@ def test_print_config_gives_a_config_that_says_the_same(tmp_path: Path, capsys) 
 def test_published_words_are_understood_as_they_stand(tmp_path: Path, capsys) -> None:
     """A published command, with the script's name taken away."""
     command = """
-    --dataset_base_path data/diffsynth_example_dataset/qwen_image/Qwen-Image-Edit-2511
-    --dataset_metadata_path data/diffsynth_example_dataset/qwen_image/Qwen-Image-Edit-2511/metadata.json
-    --data_file_keys image,edit_image --extra_inputs edit_image --max_pixels 1048576 --dataset_repeat 50
+    --dataset_base_path data/diffsynth_example_dataset/qwen_image/Qwen-Image
+    --dataset_metadata_path data/diffsynth_example_dataset/qwen_image/Qwen-Image/metadata.csv
+    --max_pixels 1048576 --dataset_repeat 50
     --model_id_with_origin_paths
-    Qwen/Qwen-Image-Edit-2511:transformer/diffusion_pytorch_model*.safetensors,Qwen/Qwen-Image:text_encoder/model*.safetensors,Qwen/Qwen-Image:vae/diffusion_pytorch_model.safetensors
+    Qwen/Qwen-Image:transformer/diffusion_pytorch_model*.safetensors,Qwen/Qwen-Image:text_encoder/model*.safetensors,Qwen/Qwen-Image:vae/diffusion_pytorch_model.safetensors
     --learning_rate 1e-4 --num_epochs 5 --remove_prefix_in_ckpt pipe.dit.
-    --output_path ./models/train/Qwen-Image-Edit-2511_lora --lora_base_model dit
+    --output_path ./models/train/Qwen-Image_lora --lora_base_model dit
     --lora_target_modules
     to_q,to_k,to_v,add_q_proj,add_k_proj,add_v_proj,to_out.0,to_add_out,img_mlp.net.2,img_mod.1,txt_mlp.net.2,txt_mod.1
-    --lora_rank 32 --use_gradient_checkpointing --dataset_num_workers 8 --find_unused_parameters --zero_cond_t
+    --lora_rank 32 --use_gradient_checkpointing --dataset_num_workers 8 --find_unused_parameters
     """
     train(*command.split(), "--print_config")
     by_hand = yaml.safe_load(capsys.readouterr().out)
-    recipe = ["--recipe", "qwen-image-edit-2511", "--mode", "lora"]
+    recipe = ["--recipe", "qwen-image", "--mode", "lora"]
     train(
         *recipe,
         *command.split()[:4],
