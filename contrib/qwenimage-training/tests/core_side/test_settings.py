@@ -13,7 +13,6 @@ import qwenimage_edit
 import qwenimage_eligen
 import qwenimage_in_context_control
 import qwenimage_layered
-
 from qwenimage_core.errors import RequestError
 from qwenimage_core.recipes import all_recipes, find_recipe
 from qwenimage_core.registry import PluginRegistry
