@@ -6,7 +6,7 @@ D transformer width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from qwenimage_core.inputs import Inputs
 from qwenimage_core.loop import Velocity, guide
 from qwenimage_core.models.modulation import StepModulation
 from qwenimage_core.models.rope import Rope, rope_tables
-from qwenimage_core.models.transformer import QwenImageTransformer
+from qwenimage_core.models.transformer import QwenImageTransformer, lockstep
 from qwenimage_core.plan import Branch, Plan
 from qwenimage_core.registry import LoadedPlugin
 from qwenimage_core.values import Residual
@@ -37,7 +37,7 @@ def bind(
 
     def velocity(x_BNC: torch.Tensor, step: int) -> torch.Tensor:
         modulation = table.step(step)
-        positive, *negative = (branch.velocity(x_BNC, step, modulation) for branch in branches)
+        positive, *negative = lockstep([branch.blockwise(x_BNC, step, modulation) for branch in branches])
         return guide(positive, negative[0], scale, normalize) if negative else positive
 
     return velocity
@@ -80,10 +80,16 @@ class BoundBranch:
         self, x_BNC: torch.Tensor, step: int, modulation: StepModulation, *, checkpointing: bool = False
     ) -> torch.Tensor:
         """(B, N, C) in the transformer's dtype. `checkpointing` is for training: blocks are recomputed backwards."""
+        return lockstep([self.blockwise(x_BNC, step, modulation, checkpointing=checkpointing)])[0]
+
+    def blockwise(
+        self, x_BNC: torch.Tensor, step: int, modulation: StepModulation, *, checkpointing: bool = False
+    ) -> Generator[None, None, torch.Tensor]:
+        """The same with a pause after each block."""
         x_BNC = x_BNC.to(self.text_BLD.dtype)
         if self.images_BMC is not None:
             x_BNC = torch.cat([x_BNC, self.images_BMC], dim=1)
-        return self.transformer(
+        return self.transformer.blockwise(
             x_BNC,
             self.text_BLD,
             self.rope,

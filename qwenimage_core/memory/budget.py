@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from qwenimage_core.errors import MemoryLimitError
 from qwenimage_core.memory.measure import in_use
-from qwenimage_core.memory.reader import SLOTS
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.component import Component
@@ -37,7 +36,7 @@ def blocks_that_fit(component: Component, room: int, limit: int) -> int:
     blocks, preparing = component.blocks, component.placement.preparing
     assert preparing.dtype is not None
     sizes = [unit.nbytes(preparing.dtype) for unit in blocks.units]
-    buffers = SLOTS * blocks.slot_bytes()
+    buffers = blocks.buffer_bytes()
     as_they_compute = preparing == component.placement.computation
     if sum(sizes) + (0 if as_they_compute else buffers) <= room:
         return len(sizes)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwenimage_core.memory.budget import blocks_that_fit
-from qwenimage_core.memory.reader import SLOTS
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.component import Component
@@ -87,7 +86,7 @@ def _share(name: str, component: Component, working: int) -> Share:
         stay = blocks_that_fit(component, place.limit - component.base_bytes - working, place.limit)
     kept = sum(unit.nbytes(place.preparing.dtype) for unit in blocks.units[:stay])
     moving = stay < len(blocks.units) or place.preparing != place.computation
-    buffers = SLOTS * blocks.slot_bytes() if moving and blocks.units else 0
+    buffers = blocks.buffer_bytes() if moving else 0
     return Share(name, component.base_bytes + kept + buffers, buffers, stay, len(blocks.units))
 
 

@@ -15,19 +15,25 @@ SLOTS = 2
 
 
 class Slot:
-    """Room for any unit of a stream on the device that computes, and where needed for one as it comes from its rest.
+    """Room for one unit of a stream on the device that computes, and for one tensor as it comes from its rest.
 
     `staging` is host memory, pinned where an accelerator copies from it.
     """
 
-    def __init__(self, nbytes: int, staging: int, device: torch.device) -> None:
+    def __init__(self, staging: int, device: torch.device) -> None:
         self.device = device
-        self.flat = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self.flat = torch.empty(0, dtype=torch.uint8, device=device)
         self.staging = torch.empty(staging, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._used: Any = None  # on an accelerator: the event after the last kernel that reads this slot
 
     def views(self, unit: Unit, dtype: torch.dtype) -> list[Tensor]:
         """One tensor a leaf, one after the other in `flat`."""
+        needed = unit.nbytes(dtype)
+        if (
+            not needed <= self.flat.numel() <= 2 * needed
+        ):  # units are alike, but for an embedding among layers
+            self.flat = torch.empty(0, dtype=torch.uint8, device=self.device)
+            self.flat = torch.empty(needed, dtype=torch.uint8, device=self.device)
         found, at = [], 0
         for leaf in unit.leaves:
             kind = dtype if leaf.empty.is_floating_point() else leaf.empty.dtype

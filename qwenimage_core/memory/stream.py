@@ -1,8 +1,8 @@
 """The units of one component, of which some stay and the others come to a buffer when they compute.
 
 A unit is *open* (its parameters are in memory as they compute), *held* (in memory, but elsewhere or in another dtype)
-or on disk. Held units and those on disk are put into a buffer by a hook before their module runs, while the one before
-still computes, and taken out by a hook after it.
+or on disk. Held units and those on disk are put into a buffer by a hook before their module runs, and stay there until
+the next one runs, which was read meanwhile.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Stream:
         self._held: dict[int, list[Tensor]] = {}
         self._handles: list[Any] = []
         self._reader: Reader | None = None
-        self._taken: dict[int, Slot] = {}
+        self._slots: list[Slot] = []
+        self._taken: tuple[int, Slot] | None = None
         self._moving: tuple[int, ...] = ()
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         for unit in self.units:
@@ -113,30 +114,30 @@ class Stream:
         self._moving = tuple(i for i in range(len(self.units)) if i not in self.open)
         for number in self._moving:
             module = self.units[number].module
-            self._handles += [
-                module.register_forward_pre_hook(_before(self, number)),
-                module.register_forward_hook(_after(self, number), always_call=True),
-            ]
+            self._handles.append(module.register_forward_pre_hook(_before(self, number)))
 
     def _stop(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._reader is not None:
-            self._reader.close()
-        self._reader = None
+        self.rest()
 
     def rest(self) -> None:
         """Give the buffers back until the next unit is asked for."""
+        self.drop()
         if self._reader is not None:
             self._reader.close()
         self._reader = None
+        self._slots = []
 
     def take(self, number: int) -> None:
         """Put a unit's weights in place, and begin to read the one after it."""
+        if self._taken is not None and self._taken[0] == number:
+            return
         reader = self._reader or self._buffers()
         slot = reader.get(number)
-        self._taken[number] = slot
+        self.drop()
+        self._taken = number, slot
         unit = self.units[number]
         for leaf, view in zip(unit.leaves, slot.views(unit, self.dtype), strict=True):
             leaf.put(view)
@@ -144,30 +145,35 @@ class Stream:
         if at < len(self._moving) or self.cyclic:
             reader.ahead(self._moving[at % len(self._moving)])
 
-    def drop(self, number: int) -> None:
+    def drop(self) -> None:
+        """Take the weights of the last unit out. It keeps them until the next one is asked for, which may be itself."""
+        if self._taken is None:
+            return
+        number, slot = self._taken
+        self._taken = None
         for leaf in self.units[number].leaves:
             leaf.clear()
-        if (slot := self._taken.pop(number, None)) is not None and self._reader is not None:
+        if self._reader is not None:
             self._reader.give_back(slot)
 
     def _buffers(self) -> Reader:
-        room = self.slot_bytes()
         staging = max(
             self.source.stored_bytes(leaf.name) for i in self._moving for leaf in self.units[i].leaves
         )
-        self._reader = Reader(self._fill, [Slot(room, staging, self.device) for _ in range(SLOTS)])
+        self._slots = [Slot(staging, self.device) for _ in range(SLOTS)]
+        self._reader = Reader(self._fill, self._slots)
         return self._reader
 
     def resident_bytes(self) -> int:
         """On the device of computation now: open units, held ones, and the buffers."""
         held = [t for tensors in self._held.values() for t in tensors if t.device == self.device]
         opened = sum(self.units[number].nbytes(self.dtype) for number in self.open)
-        buffers = 0 if self._reader is None else SLOTS * self.slot_bytes()
+        buffers = sum(slot.flat.numel() for slot in self._slots)
         return opened + sum(t.nbytes for t in held) + buffers
 
-    def slot_bytes(self) -> int:
-        """Of one buffer: the largest unit as it computes."""
-        return max((unit.nbytes(self.dtype) for unit in self.units), default=0)
+    def buffer_bytes(self) -> int:
+        """The most that the buffers take: of the two largest units, as they compute."""
+        return sum(sorted(unit.nbytes(self.dtype) for unit in self.units)[-SLOTS:])
 
     def _fill(self, number: int, slot: Slot) -> None:
         """Runs in the reader's thread."""
@@ -197,13 +203,6 @@ class Stream:
 def _before(stream: Stream, number: int) -> Any:
     def hook(module: nn.Module, args: Any) -> None:
         stream.take(number)
-
-    return hook
-
-
-def _after(stream: Stream, number: int) -> Any:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        stream.drop(number)
 
     return hook
 

@@ -6,8 +6,8 @@ packed latent channels, E text encoder width, D width, S = L + N joint tokens, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,14 @@ from qwenimage_core.models.rope import Rope
 from qwenimage_core.models.transformer_block import EPSILON, Attend, RMSNorm, TransformerBlock
 from qwenimage_core.models.transformer_config import Activation, TransformerConfig
 
-__all__ = ["Attend", "QwenImageTransformer", "Residual", "StepModulation", "TransformerConfig"]
+__all__ = [
+    "Attend",
+    "QwenImageTransformer",
+    "Residual",
+    "StepModulation",
+    "TransformerConfig",
+    "lockstep",
+]
 
 Residual = Callable[[int, Tensor], Tensor | None]
 """residual(block, image_BND) -> the tokens to go on with, or None for no change. After the last block only
@@ -36,6 +43,19 @@ class _FinalNorm(nn.Module):
     def forward(self, embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
         scale_BD, shift_BD = self.linear(F.silu(embedding_BD)).chunk(2, dim=-1)
         return scale_BD, shift_BD
+
+
+def lockstep(passes: Sequence[Generator[None, None, Tensor]]) -> list[Tensor]:
+    """Run passes through the transformer block by block side by side, so that a block which has to be read serves them
+    all. Each computes what it would compute alone."""
+    velocities: dict[int, Tensor] = {}
+    while len(velocities) < len(passes):
+        for number, each in enumerate(passes):
+            try:
+                next(each)
+            except StopIteration as end:
+                velocities[number] = end.value
+    return [velocities[number] for number in range(len(passes))]
 
 
 class QwenImageTransformer(nn.Module):
@@ -104,7 +124,11 @@ class QwenImageTransformer(nn.Module):
             torch.cat([shift_BD for _, shift_BD in final]),
         )
 
-    def forward(
+    def forward(self, *args: Any, **options: Any) -> Tensor:
+        """One pass, see `blockwise`."""
+        return lockstep([self.blockwise(*args, **options)])[0]
+
+    def blockwise(
         self,
         x_BNC: Tensor,
         text_BLD: Tensor,
@@ -117,8 +141,8 @@ class QwenImageTransformer(nn.Module):
         residual: Residual | None = None,
         activation: Activation | None = None,
         checkpointing: bool = False,
-    ) -> Tensor:
-        """Velocity of the first `noise_tokens` image tokens, (B, M, C).
+    ) -> Generator[None, None, Tensor]:
+        """Velocity of the first `noise_tokens` image tokens, (B, M, C), with a pause after each block.
 
         `text_BLD` comes from `embed_text`; `rope` covers the S joint tokens, text first. `zero_rows` are the
         runs of the image stream modulated by row 1 of `modulation`. `attend` replaces unmasked attention,
@@ -139,6 +163,7 @@ class QwenImageTransformer(nn.Module):
                 image, text = block(*inputs)
             if residual is not None and (changed := residual(number, image)) is not None:
                 image = changed
+            yield
         image = F.layer_norm(image, image.shape[-1:], eps=EPSILON)
         return self.proj_out(image * (1 + modulation.scale_BD[:, None]) + modulation.shift_BD[:, None])
 
