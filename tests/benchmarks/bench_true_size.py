@@ -3,8 +3,8 @@
 `python tests/benchmarks/bench_true_size.py --blocks 60 --layers 28 --limit 7` writes synthetic weights of the published
 shapes in eight bits (20 GB for the transformer, 8 GB for the text encoder) into a temporary folder (`--folder` for
 another disk), draws 256 x 256 in 2 guided steps with `vram_limit` at 7 GiB and everything on disk between uses, and
-removes the weights. Without arguments 4 blocks and 4 layers at 4 GiB, for the benchmark session. Tensors of one shape have the same
-values: what is read and computed is of true size, what comes out is noise.
+removes the weights. Without arguments 4 blocks and 4 layers at 4 GiB, for the benchmark session. Tensors of one shape
+have the same values: what is read and computed is of true size, what comes out is noise.
 """
 
 from __future__ import annotations
