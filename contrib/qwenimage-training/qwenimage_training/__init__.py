@@ -19,5 +19,7 @@ HOOK_API = ">=1.0,<2"
 @hookimpl
 def commands(app: typer.Typer) -> None:
     from qwenimage_training.cli import add_train
+    from qwenimage_training.data.check_command import register
 
     add_train(app)
+    register(app)
