@@ -47,11 +47,16 @@ def modulation_table(
     transformer: QwenImageTransformer, plan: Plan, sigmas: Sequence[float]
 ) -> StepModulation:
     """Modulation at each noise level; a time-zero row where a branch has tokens that need it."""
+    return transformer.modulation_table([1000 * s for s in sigmas], *modulation_options(transformer, plan))
+
+
+def modulation_options(transformer: QwenImageTransformer, plan: Plan) -> tuple[int | None, bool]:
+    """(row of the additional embedding, whether there is a time-zero row): what a plan's modulation needs besides the
+    timestep."""
     addition_t = plan.options.addition_t
     if addition_t is None and transformer.config.use_additional_t_cond:
         addition_t = 0
-    zero = any(branch.layout.zero_slices for branch in plan.branches)
-    return transformer.modulation_table([1000 * s for s in sigmas], addition_t, zero)
+    return addition_t, any(branch.layout.zero_slices for branch in plan.branches)
 
 
 class BoundBranch:

@@ -93,6 +93,12 @@ class TrainingArguments(DataArguments):
     )
 
     # --- ours: training
+    cache_encoded: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="gigabytes of encoded samples that each process keeps in memory for later epochs",
+    )
     batch_size: int = Field(1, ge=1, le=4096, description="samples of a batch, in each process")
     seed: int = Field(
         0, ge=0, lt=2**63, description="seed of shuffling, noise, dropout and fresh LoRA weights"

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from qwenimage_core.inputs import Inputs, encode
-from qwenimage_core.velocity import BoundBranch, modulation_table
+from qwenimage_core.velocity import BoundBranch, modulation_options
 
 if TYPE_CHECKING:
     from qwenimage_core.models.transformer import QwenImageTransformer
@@ -72,7 +72,10 @@ class VelocityModel:
         self, group: Sequence[Encoded], x_BNC: torch.Tensor, sigmas: Sequence[float], step: int
     ) -> torch.Tensor:
         branches = [self._bind(encoded) for encoded in group]
-        modulation = modulation_table(self.transformer, group[0].sample.plan, sigmas)
+        times_B = torch.tensor([1000 * sigma for sigma in sigmas])
+        modulation = self.transformer.modulation(
+            times_B, *modulation_options(self.transformer, group[0].sample.plan)
+        )
         bound = branches[0] if len(branches) == 1 else stacked(branches)
         return bound.velocity(x_BNC, step, modulation, checkpointing=self.checkpointing)
 

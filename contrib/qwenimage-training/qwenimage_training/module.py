@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qwenimage_training.encoded import VelocityModel, encode_sample
+from qwenimage_training.encoded import Encoded, VelocityModel, encode_sample
+from qwenimage_training.remembered import Remembered
 
 if TYPE_CHECKING:
     from qwenimage_core import QwenImagePipeline
@@ -29,10 +30,12 @@ class TrainingModule(nn.Module):
         seed: int = 0,
         checkpointing: bool = False,
         offload: bool = False,
+        remembered: int = 0,
     ) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(trained)
         self.objective, self.seed = objective, seed
+        self.remembered = Remembered(remembered)
         self._plain: dict[str, Any] = {
             "pipe": pipe
         }  # not a submodule: frozen components stay out of the engine
@@ -41,7 +44,11 @@ class TrainingModule(nn.Module):
     def forward(self, samples: Sequence[Sample]) -> torch.Tensor:
         """(B,) losses."""
         pipe = self._plain["pipe"]
-        batch = [encode_sample(sample, dtype=pipe.dtype, device=pipe.device) for sample in samples]
+
+        def encode(sample: Sample) -> Encoded:
+            return encode_sample(sample, dtype=pipe.dtype, device=pipe.device)
+
+        batch = [self.remembered.encoded(sample, encode) for sample in samples]
         draws = [draw_for(self.seed, sample.epoch, sample.index) for sample in samples]
         return self.objective.losses(self._velocity["model"], batch, draws)
 

@@ -6,7 +6,7 @@ columns of a row make an item of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,15 @@ TARGET = "image"
 
 @dataclass(frozen=True)
 class Sample:
-    """A planned row: what is drawn, the picture(s) that should come out, and what to call it in messages."""
+    """A planned row: what is drawn, the picture(s) that should come out, and what to call it in messages. Samples of
+    equal `key` are encoded to the same; None is like no other."""
 
     plan: Plan
     target: tuple[Image.Image, ...]
     name: str
     index: int
     epoch: int = 0
+    key: Hashable = None
 
 
 class Planner:
@@ -62,7 +64,7 @@ class Planner:
                     mend=f"did you mean {near[0]}?" if near else "leave it out of the list",
                 )
 
-    def plan(self, row: Row, name: str, epoch: int = 0) -> Sample:
+    def plan(self, row: Row, name: str, epoch: int = 0, key: Hashable = None) -> Sample:
         """The plan of a row, at its target's size. Errors name the row."""
         image = row.fields[TARGET]
         target = tuple(image) if isinstance(image, list | tuple) else (image,)
@@ -75,7 +77,7 @@ class Planner:
         except QwenImageError as error:
             error.add_note(f"while planning {name}")
             raise
-        return Sample(plan, target, name, row.index, epoch)
+        return Sample(plan, target, name, row.index, epoch, key)
 
     def request_fields(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """What the columns say, as request fields; a column that the row lacks is left out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qwenimage_core import QwenImagePipeline
     from qwenimage_training.arguments import TrainingArguments
     from qwenimage_training.data.dataset import TrainingDataset
+    from qwenimage_training.data.rows import Row
 
 # A run may go on with other values of these: they do not decide the course of what is left.
 FREE = (
@@ -51,7 +52,15 @@ FREE = (
         "plugin",
     ),
     *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "initialize_model_on_cpu"),
-    *("lora_checkpoint", "lora_trigger", "model", "model_paths", "tokenizer_path", "processor_path"),
+    *(
+        "cache_encoded",
+        "lora_checkpoint",
+        "lora_trigger",
+        "model",
+        "model_paths",
+        "tokenizer_path",
+        "processor_path",
+    ),
 )
 
 
@@ -79,6 +88,7 @@ class Trainer:
             seed=arguments.seed,
             checkpointing=arguments.checkpointing,
             offload=arguments.use_gradient_checkpointing_offload,
+            remembered=int(arguments.cache_encoded * 1e9),
         )
         self.weights = Weights(self.module.trainable(), masters=arguments.master_weights)
         self.average = Average(self.weights, arguments.ema_decay) if arguments.ema_decay else None
@@ -152,17 +162,33 @@ class Trainer:
         epoch, done = divmod(self.batches, self.batches_an_epoch)
         while True:
             self.sampler.start(Position(epoch, done))
+            batches = list(self.sampler)
+            unread = [
+                [i for i in batch if self._key(i, epoch) not in self.module.remembered] for batch in batches
+            ]
             loader = DataLoader(
                 self.dataset,
-                batch_sampler=self.sampler,
+                batch_sampler=[indices for indices in unread if indices],  # type: ignore[arg-type]
                 collate_fn=list,
                 num_workers=self.arguments.dataset_num_workers,
                 generator=torch.Generator(),
             )
-            for rows in loader:
-                kept = [self.dropout(row, epoch) for row in rows]
-                yield [self.planner.plan(row, self.dataset.name_of(row.index), epoch) for row in kept]
+            reading = iter(loader)
+            for batch, indices in zip(batches, unread, strict=True):
+                rows = {row.index: row for row in (next(reading) if indices else ())}
+                yield [self._sample(index, epoch, rows.get(index)) for index in batch]
             epoch, done = epoch + 1, 0
+
+    def _key(self, index: int, epoch: int) -> Hashable:
+        """What decides the outcome of the encoders: the row, and what of it is left out."""
+        return index % len(self.dataset.records), self.dropout.drawn(index, epoch)
+
+    def _sample(self, index: int, epoch: int, row: Row | None) -> Sample:
+        """The planned sample of a row, or, without one, that which is remembered."""
+        key = self._key(index, epoch)
+        if row is None:
+            return self.module.remembered.sample(key, index, epoch)
+        return self.planner.plan(self.dropout(row, epoch), self.dataset.name_of(index), epoch, key)
 
     def _factor(self) -> float:
         arguments = self.arguments

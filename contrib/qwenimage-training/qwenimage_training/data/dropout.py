@@ -29,10 +29,18 @@ class Dropout:
     def of(cls, arguments: DataArguments, seed: int) -> Self:
         return cls(arguments.caption_dropout, arguments.condition_dropout, arguments.dropped_fields, seed)
 
+    def drawn(self, index: int, epoch: int) -> tuple[bool, bool]:
+        """Whether item `index` is without its caption, and without its conditions, in this epoch."""
+        return (
+            self._draw("caption", index, epoch) < self.caption,
+            self._draw("condition", index, epoch) < self.condition,
+        )
+
     def __call__(self, row: Row, epoch: int) -> Row:
-        if self._draw("caption", row.index, epoch) < self.caption:
+        without_caption, without_conditions = self.drawn(row.index, epoch)
+        if without_caption:
             row = replace(row, prompt="")
-        if self._draw("condition", row.index, epoch) < self.condition:
+        if without_conditions:
             kept = {f: v for f, v in row.fields.items() if not is_condition(f, has_picture(v), self.fields)}
             row = replace(row, fields=kept)
         return row
