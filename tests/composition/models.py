@@ -43,12 +43,12 @@ def write_models(folder: Path, family: Family) -> Path:
 
 
 def open_pipe(
-    base: Path, plugins: Sequence[Any] = (), more: Sequence[str] = (*CONTROLNETS, *I2L)
+    base: Path, plugins: Sequence[Any] = (), more: Sequence[str] = (*CONTROLNETS, *I2L), **placement: Any
 ) -> QwenImagePipeline:
     """A pipeline on the files of `write_models`: the base, and `more` of the rest."""
     parts = ("transformer", "text_encoder", "vae", *more)
     return QwenImagePipeline.from_pretrained(
-        model_configs=[ModelConfig(path=base / name) for name in parts],
+        model_configs=[ModelConfig(path=base / name, **placement) for name in parts],
         tokenizer_config=ModelConfig(path=base / "tokenizer"),
         processor_config=ModelConfig(path=base / "processor"),
         torch_dtype=torch.float32,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from qwenimage_core.values import Within
 
-from .conftest import Base, Pipe
+from .conftest import PLUGINS, Base, Pipe
+from .models import open_pipe
 from .pairs import EDGES, FIELDS, INPAINT, PROMPT, SMALL, Fields, Plugin, entities, picture
 
 SIDES = st.integers(1, 8).map(lambda tokens: 16 * tokens)
@@ -84,21 +85,37 @@ def test_controlnets_commute_beside_everything_else(
         torch.testing.assert_close(drawn, first, rtol=1e-4, atol=1e-4)
 
 
+SIX: tuple[Plugin, ...] = (
+    "edit",
+    "eligen",
+    "blockwise-controlnet",
+    "in-context-control",
+    "i2l",
+    "lightning",
+)
+
+
 def test_six_plugins_take_part_in_one_run(pipe: Pipe, base: Base) -> None:
     """Six plugins of one model: each one's absence shows; one run leaves nothing behind."""
     folder, run = base("edit-2509"), pipe("edit-2509")
     fixed = LATENT | {"num_inference_steps": 4, "cfg_scale": 1.0}
-    six: tuple[Plugin, ...] = (
-        "edit",
-        "eligen",
-        "blockwise-controlnet",
-        "in-context-control",
-        "i2l",
-        "lightning",
-    )
     before = run(PROMPT, **fixed)
-    together = run(PROMPT, **fixed, **{k: v for name in six for k, v in FIELDS[name](folder).items()})
-    for absent in six:
-        rest = {k: v for name in six if name != absent for k, v in FIELDS[name](folder).items()}
+    together = run(PROMPT, **fixed, **{k: v for name in SIX for k, v in FIELDS[name](folder).items()})
+    for absent in SIX:
+        rest = {k: v for name in SIX if name != absent for k, v in FIELDS[name](folder).items()}
         assert not torch.allclose(run(PROMPT, **fixed, **rest), together, atol=1e-4), f"{absent} does not act"
     assert torch.equal(run(PROMPT, **fixed), before)
+
+
+def test_plugins_work_alike_with_weights_that_come_from_disk(pipe: Pipe, base: Base) -> None:
+    """All six, with no block of any component kept in memory, and every component gone after its stage."""
+    folder = base("edit-2509")
+    states, parts = ("offload", "onload"), ("dtype", "device")
+    streamed = open_pipe(folder, PLUGINS, **{f"{state}_{part}": "disk" for state in states for part in parts})
+    components = [c for several in streamed.components.values() for c in several]
+    for component in components:
+        component.budget = lambda component: 0
+    request = {k: v for name in SIX for k, v in FIELDS[name](folder).items()}
+    fixed = LATENT | {"num_inference_steps": 4, "cfg_scale": 1.0}
+    assert torch.equal(streamed(PROMPT, **fixed, **request), pipe("edit-2509")(PROMPT, **fixed, **request))
+    assert not any(component.loaded for component in components)
