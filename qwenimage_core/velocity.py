@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from qwenimage_core.attention import Attend, attention_for
 from qwenimage_core.errors import RequestError
 from qwenimage_core.inputs import Inputs
+from qwenimage_core.layout import Layout
 from qwenimage_core.loop import Velocity, guide
 from qwenimage_core.models.modulation import StepModulation
 from qwenimage_core.models.rope import Rope, rope_tables
@@ -153,7 +155,14 @@ class ResidualSum:
 
 def rope_for(branch: Branch, axes: Sequence[int], device: torch.device) -> Rope:
     """Rotary tables of the branch's joint tokens."""
-    return rope_tables(torch.tensor(branch.layout.positions(), dtype=torch.long), axes).to(device)
+    return _rope(branch.layout, tuple(axes), device)
+
+
+@lru_cache(
+    maxsize=8
+)  # both branches of a run, and all samples of a training, have a few layouts between them
+def _rope(layout: Layout, axes: tuple[int, ...], device: torch.device) -> Rope:
+    return rope_tables(torch.tensor(layout.positions(), dtype=torch.long), axes).to(device)
 
 
 def _repeat(x_1MC: torch.Tensor | None, batch: int) -> torch.Tensor | None:

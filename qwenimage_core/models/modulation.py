@@ -96,24 +96,30 @@ def timestep_runs(tokens: int, zero_rows: Sequence[slice]) -> list[tuple[int, in
     return runs + ([(at, tokens, 0)] if tokens > at else [])
 
 
-def modulate(x_BND: Tensor, shift_RBD: Tensor, scale_RBD: Tensor, runs: Runs) -> Tensor:
+Rows = Sequence[Tensor]  # (B, 1, D) of each timestep row
+
+
+def vectors(modulation_RBE: Tensor) -> list[Rows]:
+    """Shift, scale, gate, shift, scale, gate, each as its rows."""
+    return [part_RB1D.unbind(0) for part_RB1D in modulation_RBE.unsqueeze(2).chunk(6, dim=-1)]
+
+
+def modulate(x_BND: Tensor, shift: Rows, scale: Rows, runs: Runs) -> Tensor:
     """x * (1 + scale) + shift, each run of tokens with its own row."""
-    return _join(
-        [
-            x_BND[:, start:stop] * (1 + scale_RBD[row].unsqueeze(1)) + shift_RBD[row].unsqueeze(1)
-            for start, stop, row in runs
-        ]
-    )
+    return _join([part * (1 + scale[row]) + shift[row] for part, row in _parts(x_BND, runs)])
 
 
-def add_gated(x_BND: Tensor, delta_BND: Tensor, gate_RBD: Tensor, runs: Runs) -> Tensor:
+def add_gated(x_BND: Tensor, delta_BND: Tensor, gate: Rows, runs: Runs) -> Tensor:
     """x + gate * delta, each run of tokens with its own row."""
-    return _join(
-        [
-            x_BND[:, start:stop] + gate_RBD[row].unsqueeze(1) * delta_BND[:, start:stop]
-            for start, stop, row in runs
-        ]
-    )
+    parts = zip(_parts(x_BND, runs), _parts(delta_BND, runs), strict=True)
+    return _join([x + gate[row] * delta for (x, row), (delta, _) in parts])
+
+
+def _parts(x_BND: Tensor, runs: Runs) -> list[tuple[Tensor, int]]:
+    """The runs with their rows. One run is all of `x_BND`: uncut, because a cut is copied in the backward pass."""
+    if len(runs) == 1:
+        return [(x_BND, runs[0][2])]
+    return [(x_BND[:, start:stop], row) for start, stop, row in runs]
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,9 +26,16 @@ class Rope:
 
     def apply(self, x_BHSD: Tensor) -> Tensor:
         """Turn queries or keys; the arithmetic is float32, the result has the dtype of `x_BHSD`."""
-        even, odd = x_BHSD.float().unflatten(-1, (-1, 2)).unbind(-1)  # both (B, H, S, K)
-        turned = (even * self.cos_SK - odd * self.sin_SK, even * self.sin_SK + odd * self.cos_SK)
-        return torch.stack(turned, dim=-1).flatten(-2).to(x_BHSD.dtype)
+        x = x_BHSD.float()
+        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (even, odd) -> (odd, even)
+        cos_SD, sin_SD = self._channels
+        return (x * cos_SD + swapped * sin_SD).to(x_BHSD.dtype)
+
+    @cached_property
+    def _channels(self) -> tuple[Tensor, Tensor]:
+        """Cosines, and sines with the sign of their channel, for each of the D channels."""
+        signed = torch.stack((-self.sin_SK, self.sin_SK), dim=-1).flatten(-2)
+        return self.cos_SK.repeat_interleave(2, dim=-1), signed
 
     def rows(self, start: int, stop: int) -> Rope:
         """The tables of tokens start..stop-1 only."""

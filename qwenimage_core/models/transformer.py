@@ -154,9 +154,17 @@ class QwenImageTransformer(nn.Module):
         image, text = self.img_in(x_BNC), text_BLD
         options = (rope, activation or self.config.activation, zero_rows, attend)
         last = len(self.transformer_blocks) - 1
+        # unbound at once: in the backward pass, one block's share would else be a table of all blocks, mostly zeros
+        images_RBE, texts_BE = modulation.image_LRBE.unbind(0), modulation.text_LBE.unbind(0)
         for number, block in enumerate(self.transformer_blocks):
-            vectors = modulation.image_LRBE[number], modulation.text_LBE[number]
-            inputs = (image, text, *vectors, *options, noise_tokens if number == last else None)
+            inputs = (
+                image,
+                text,
+                images_RBE[number],
+                texts_BE[number],
+                *options,
+                noise_tokens if number == last else None,
+            )
             if checkpointing and torch.is_grad_enabled():
                 image, text = checkpoint(block, *inputs, use_reentrant=False)
             else:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qwenimage_core.models.modulation import Modulator, Runs, add_gated, modulate, timestep_runs
+from qwenimage_core.models.modulation import (
+    Modulator,
+    Rows,
+    Runs,
+    add_gated,
+    modulate,
+    timestep_runs,
+    vectors,
+)
 from qwenimage_core.models.rope import Rope
 from qwenimage_core.models.transformer_config import Activation, TransformerConfig
 
@@ -131,7 +139,7 @@ class TransformerBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Both streams after this block. With `keep` (the last block) the image stream is its first `keep`
         tokens and the text stream is returned as it came, because nobody reads what would become of it."""
-        image_mod, text_mod = image_RBE.chunk(6, dim=-1), text_BE.unsqueeze(0).chunk(6, dim=-1)
+        image_mod, text_mod = vectors(image_RBE), vectors(text_BE.unsqueeze(0))
         runs, text_runs = timestep_runs(image_BND.shape[1], zero_rows), [(0, text_BLD.shape[1], 0)]
         image_attended, text_attended = self.attn(
             modulate(_norm(image_BND), image_mod[0], image_mod[1], runs),
@@ -149,7 +157,7 @@ class TransformerBlock(nn.Module):
 
 
 def _finish(
-    x_BND: Tensor, attended_BND: Tensor, mod: Sequence[Tensor], runs: Runs, mlp: FeedForward, act: Activation
+    x_BND: Tensor, attended_BND: Tensor, mod: Sequence[Rows], runs: Runs, mlp: FeedForward, act: Activation
 ) -> Tensor:
     """Add the attention's share, then the feed-forward's."""
     x_BND = add_gated(x_BND, attended_BND, mod[2], runs)

@@ -63,8 +63,9 @@ def test_modulating_by_runs_equals_a_gather_by_token(zero):
     runs = timestep_runs(12, zero)
     rows = torch.tensor([row for start, stop, row in runs for _ in range(start, stop)])
     by_token = shift[rows].transpose(0, 1), scale[rows].transpose(0, 1)  # (B, N, D)
-    torch.testing.assert_close(modulate(x, shift, scale, runs), x * (1 + by_token[1]) + by_token[0])
-    torch.testing.assert_close(add_gated(x, delta, scale, runs), x + by_token[1] * delta)
+    shifts, scales = shift.unsqueeze(2).unbind(0), scale.unsqueeze(2).unbind(0)  # (B, 1, D) of each row
+    torch.testing.assert_close(modulate(x, shifts, scales, runs), x * (1 + by_token[1]) + by_token[0])
+    torch.testing.assert_close(add_gated(x, delta, scales, runs), x + by_token[1] * delta)
 
 
 def test_overlapping_zero_rows_are_an_error():
