@@ -20,6 +20,8 @@ HOOK_API = ">=1.0,<2"
 def commands(app: typer.Typer) -> None:
     from qwenimage_training.cli import add_train
     from qwenimage_training.data.check_command import register
+    from qwenimage_training.engines import add_engines
 
     add_train(app)
+    add_engines(app)
     register(app)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,20 +39,44 @@ class State:
         return {k.removeprefix(f"{name}/"): v for k, v in self.tensors.items() if k.startswith(f"{name}/")}
 
 
-def save_state(folder: Path, state: State) -> Path:
-    """Write the state into `folder`, then take away the one before."""
+@dataclass(frozen=True)
+class Writers:
+    """Who writes a state: the first of all processes, or, where each has a part of it, every one its own file into a
+    folder that all of them see. `wait` returns when all have called it."""
+
+    rank: int = 0
+    world: int = 1
+    sharded: bool = False
+    wait: Callable[[], None] = lambda: None
+
+    @property
+    def file(self) -> str:
+        return f"state-{self.rank}-of-{self.world}.safetensors" if self.sharded else TENSORS
+
+
+ALONE = Writers()
+
+
+def save_state(folder: Path, state: State, writers: Writers = ALONE) -> Path:
+    """Write the state into `folder`, then take away the one before. All processes call it."""
     final = folder / f"{PREFIX}{state.batches}"
-    partial = folder / f".{final.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
-    facts = {name: value for name, value in asdict(_bare(state)).items() if name != "tensors"}
+    partial = folder / f".{final.name}.partial"
+    first = writers.rank == 0
     try:
-        save_file(tensors, partial / TENSORS)
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        writers.wait()
+        if first or writers.sharded:
+            tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
+            save_file(tensors, partial / writers.file)
+            _to_disk(partial / writers.file)
+        writers.wait()
+        if not first:
+            return final
+        facts = {name: value for name, value in asdict(_bare(state)).items() if name != "tensors"}
         (partial / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        for file in partial.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+        _to_disk(partial / FACTS)
         if final.exists():  # the same state, written by the run that was stopped
             shutil.rmtree(final)
         partial.replace(final)
@@ -67,6 +91,11 @@ def save_state(folder: Path, state: State) -> Path:
         if old != final:
             shutil.rmtree(old)
     return final
+
+
+def _to_disk(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _bare(state: State) -> State:
@@ -88,8 +117,9 @@ def states(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
 
 
-def load_state(folder: Path, run: Mapping[str, Any]) -> State:
-    """The newest state. TrainingError if there is none, or if it is of a run of another course."""
+def load_state(folder: Path, run: Mapping[str, Any], writers: Writers = ALONE) -> State:
+    """The newest state, of shared-out weights the part of this process. TrainingError if there is none, or if it is of
+    a run of another course."""
     found = states(folder)
     if not found:
         raise TrainingError(
@@ -107,7 +137,7 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> State:
             expected=f"{name}: {facts['run'].get(name)!r}",
             mend="use the settings and the dataset of the stopped run, or another --output_path",
         )
-    tensors = load_file(found[-1] / TENSORS)
+    tensors = load_file(found[-1] / writers.file)
     return State(
         facts["batches"], facts["steps"], facts["run"], tuple(facts["saved"]), facts["numbers"], tensors
     )

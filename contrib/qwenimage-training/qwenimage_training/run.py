@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
-
 from qwenimage_core.registry import PluginRegistry
+from qwenimage_training.cache.dataset import CachedDataset
+from qwenimage_training.cache.make import CacheMaker
 from qwenimage_training.data.dataset import TrainingDataset
+from qwenimage_training.engines.launcher import make_accelerator
 from qwenimage_training.errors import TrainingError
 from qwenimage_training.fp8 import store_in_fp8
 from qwenimage_training.opening import open_pipeline
+from qwenimage_training.planning import open_dataset
 from qwenimage_training.trained import prepare
 from qwenimage_training.trainer import Trainer
 
@@ -38,28 +40,24 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """Everything up to the first step: the data are read before the models, so that a fault in them shows at once."""
-    dataset = TrainingDataset(arguments)
+    if arguments.stage == "data_process":
+        raise TrainingError(
+            f"The task {arguments.task} trains nothing.", mend="call make_cache, or give another task"
+        )
+    dataset = open_dataset(arguments)
     accelerator = make_accelerator(arguments)
     registry = registry or PluginRegistry.discover(arguments.plugin)
-    pipe = open_pipeline(arguments, registry, accelerator.device)
+    known = dataset.manifest["backbone"] if isinstance(dataset, CachedDataset) else None
+    pipe = open_pipeline(arguments, registry, accelerator.device, known)
     trained = prepare(arguments, pipe)
     store_in_fp8(arguments, pipe)
     return Trainer(arguments, pipe, trained, dataset, accelerator, callbacks)
 
 
-def make_accelerator(arguments: TrainingArguments) -> Accelerator:
-    wanted = arguments.gradient_accumulation_steps
-    accelerator = Accelerator(
-        gradient_accumulation_steps=wanted,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=arguments.find_unused_parameters)
-        ],
-    )
-    if accelerator.gradient_accumulation_steps != wanted:
-        raise TrainingError(
-            "The accelerate configuration and --gradient_accumulation_steps disagree.",
-            got=f"{accelerator.gradient_accumulation_steps} from accelerate",
-            expected=wanted,
-            mend="say the same in both",
-        )
-    return accelerator
+def make_cache(arguments: TrainingArguments, registry: PluginRegistry | None = None) -> Path:
+    """The first of two stages: run the encoders over all rows, and write what they give into the output folder."""
+    dataset = TrainingDataset(arguments)
+    accelerator = make_accelerator(arguments)
+    pipe = open_pipeline(arguments, registry or PluginRegistry.discover(arguments.plugin), accelerator.device)
+    store_in_fp8(arguments, pipe)
+    return CacheMaker(arguments, pipe, dataset, accelerator).make()

@@ -10,28 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from qwenimage_training.callbacks import Callback, StepReport
-from qwenimage_training.checkpoint import State, clear_partial, load_state, save_state
+from qwenimage_training.checkpoint import State, Writers, clear_partial, load_state, save_state
 from qwenimage_training.data.batches import BatchSampler, Position
 from qwenimage_training.data.dropout import Dropout
+from qwenimage_training.engines.engine import make_engine
 from qwenimage_training.errors import TrainingError
 from qwenimage_training.log import JsonLog
 from qwenimage_training.module import TrainingModule
 from qwenimage_training.objectives import make_objective
-from qwenimage_training.optimizer import Average, Weights, load_optimizer, optimizer_tensors
-from qwenimage_training.sample import Planner, Sample
+from qwenimage_training.planning import make_planner
+from qwenimage_training.sample import Sample
 from qwenimage_training.schedule import factor
 from qwenimage_training.trained import Trained
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qwenimage_core import QwenImagePipeline
     from qwenimage_training.arguments import TrainingArguments
+    from qwenimage_training.cache.dataset import CachedDataset
     from qwenimage_training.data.dataset import TrainingDataset
     from qwenimage_training.data.rows import Row
+    from qwenimage_training.engines.engine import Values
 
 # A run may go on with other values of these: they do not decide the course of what is left.
 FREE = (
@@ -72,15 +78,14 @@ class Trainer:
         arguments: TrainingArguments,
         pipe: QwenImagePipeline,
         trained: Trained,
-        dataset: TrainingDataset,
+        dataset: TrainingDataset | CachedDataset,
         accelerator: Accelerator,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.arguments, self.pipe, self.trained, self.dataset = arguments, pipe, trained, dataset
         self.accelerator, self.callbacks = accelerator, tuple(callbacks)
         objective = make_objective(arguments)
-        self.planner = Planner(pipe, arguments.inputs, objective.fixed)
-        self.planner.check_columns(column for record in dataset.records for column in record.values)
+        self.planner = make_planner(pipe, arguments, dataset, objective)
         self.module = TrainingModule(
             pipe,
             trained.modules,
@@ -90,10 +95,14 @@ class Trainer:
             offload=arguments.use_gradient_checkpointing_offload,
             remembered=int(arguments.cache_encoded * 1e9),
         )
-        self.weights = Weights(self.module.trainable(), masters=arguments.master_weights)
-        self.average = Average(self.weights, arguments.ema_decay) if arguments.ema_decay else None
-        optimizer = self.weights.optimizer(arguments.learning_rate, arguments.weight_decay)
-        self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
+        self.engine = make_engine(accelerator, self.module, trained, arguments)
+        self.weights, self.average = self.engine.weights, self.engine.average
+        self.writers = Writers(
+            accelerator.process_index,
+            accelerator.num_processes,
+            self.engine.sharded,
+            accelerator.wait_for_everyone,
+        )
         self.dropout = Dropout.of(arguments, arguments.seed)
         self.sampler = BatchSampler(
             dataset.sizes(),
@@ -129,23 +138,19 @@ class Trainer:
         losses: list[float] = []
         began = time.perf_counter()
         for samples in self._samples():
-            with accelerator.accumulate(self.model):
-                loss_B = self.model(samples)
+            last = (self.batches + 1) % arguments.gradient_accumulation_steps == 0
+            with self.engine.collecting(last):
+                loss_B = self.engine.model(samples)
                 self._check(loss_B, samples)
-                accelerator.backward(loss_B.mean())
-                losses += loss_B.tolist()
-                self.batches += 1
-                if not accelerator.sync_gradients:
-                    continue
-                norm = self._clip(samples)
-                rate = arguments.learning_rate * self._factor()
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                self.optimizer.step()
-                self.model.zero_grad(set_to_none=True)
+                self.engine.backward(loss_B.mean(), last)
+            losses += loss_B.tolist()
+            self.batches += 1
+            if not last:
+                continue
+            rate = arguments.learning_rate * self._factor()
+            norm = self.engine.step(rate)
+            self._check_norm(norm, samples)
             self.steps += 1
-            if self.average is not None:
-                self.average.update()
             seconds, began = time.perf_counter() - began, time.perf_counter()
             loss = self._report(losses, norm, rate, seconds)
             bar.update()
@@ -168,7 +173,7 @@ class Trainer:
             ]
             loader = DataLoader(
                 self.dataset,
-                batch_sampler=[indices for indices in unread if indices],  # type: ignore[arg-type]
+                batch_sampler=[indices for indices in unread if indices],
                 collate_fn=list,
                 num_workers=self.arguments.dataset_num_workers,
                 generator=torch.Generator(),
@@ -195,28 +200,28 @@ class Trainer:
         return factor(self.steps, self.total_steps, arguments.lr_scheduler, arguments.lr_warmup_steps)
 
     def _check(self, loss_B: torch.Tensor, samples: Sequence[Sample]) -> None:
+        """All processes stop together at what one of them finds, so that none waits for another in vain."""
+        fault = None
         if not torch.isfinite(loss_B).all():
-            bad = [
-                s.name
-                for s, loss in zip(samples, loss_B.tolist(), strict=True)
-                if not abs(loss) < float("inf")
-            ]
-            raise self._broken("The loss is not finite", bad)
-        if not loss_B.requires_grad:
-            raise TrainingError(
+            pairs = zip(samples, loss_B.tolist(), strict=True)
+            bad = [s.name for s, loss in pairs if not abs(loss) < float("inf")]
+            fault = self._broken("The loss is not finite", bad)
+        elif not loss_B.requires_grad:
+            fault = TrainingError(
                 "A batch has nothing to do with what is trained.",
                 got=", ".join(s.name for s in samples),
                 expected="rows that use " + ", ".join(self.trained.modules),
                 mend="give these rows the columns of --extra_inputs, or leave them out",
             )
+        found = torch.tensor(float(fault is not None), device=self.accelerator.device)
+        if self.accelerator.reduce(found, "sum") > 0:
+            faults = [other for other in gather_object([fault]) if other is not None]
+            raise fault or faults[0]
 
-    def _clip(self, samples: Sequence[Sample]) -> float:
-        """The norm of the gradient, shortened to `max_grad_norm` where that is given."""
-        limit = self.arguments.max_grad_norm or float("inf")
-        norm = float(self.accelerator.clip_grad_norm_(list(self.weights.parameters.values()), limit))
+    def _check_norm(self, norm: float, samples: Sequence[Sample]) -> None:
+        """The gradient is that of all processes, and so they all come here."""
         if not abs(norm) < float("inf"):
-            raise self._broken("The gradient is not finite", [s.name for s in samples])
-        return norm
+            raise self._broken("The gradient is not finite", gather_object([s.name for s in samples]))
 
     def _broken(self, what: str, names: Sequence[str]) -> TrainingError:
         kept = f"{self.saved[-1]} is the last that was saved" if self.saved else "nothing was saved yet"
@@ -237,7 +242,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.run_facts = self._facts()
         if self.arguments.resume:
-            self._restore(load_state(folder, self.run_facts))
+            self._restore(load_state(folder, self.run_facts, self.writers))
         self.log = JsonLog(folder, self.steps) if self.accelerator.is_main_process else None
         if self.accelerator.is_main_process:
             text = json.dumps(self.arguments.model_dump(), indent=4, ensure_ascii=False)
@@ -250,15 +255,12 @@ class Trainer:
             **chosen,
             "dataset": self.dataset.digest(),
             "processes": self.accelerator.num_processes,
+            "engine": self.engine.name,
             "dtype": str(self.pipe.dtype),
         }
 
     def _restore(self, state: State) -> None:
-        self.weights.load(state.part("weights"))
-        load_optimizer(self.optimizer.optimizer, state.part("optimizer"), state.numbers)
-        if self.average is not None:
-            for name, value in state.part("average").items():
-                self.average.values[name].copy_(value)
+        self.engine.restore(state)
         self.batches, self.steps, self.saved = state.batches, state.steps, list(state.saved)
 
     def _report(self, losses: Sequence[float], norm: float, rate: float, seconds: float) -> float:
@@ -298,11 +300,17 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Save the weights as `name`.safetensors, and the state of the run; drop what is beyond the limit."""
+        values = self.engine.values(self.trained.dtype)
+        files = self._write(name, values) if self.accelerator.is_main_process else []
+        if self.arguments.save_state:
+            save_state(self.arguments.output, self._state(), self.writers)
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process:
+            for callback in self.callbacks:
+                callback.on_save(files, self)
+
+    def _write(self, name: str, values: Values) -> list[Path]:
         folder = self.arguments.output
-        values = self.weights.exact if self.average is None else self.average.of
         try:
             files = self.trained.save(folder / f"{name}.safetensors", values, self._metadata())
         except (OSError, SafetensorError) as error:
@@ -313,18 +321,11 @@ class Trainer:
         limit = self.arguments.save_total_limit
         while limit is not None and len(self.saved) > limit * len(files):
             (folder / self.saved.pop(0)).unlink(missing_ok=True)
-        if self.arguments.save_state:
-            save_state(folder, self._state())
-        for callback in self.callbacks:
-            callback.on_save(files, self)
+        return files
 
     def _state(self) -> State:
-        tensors, numbers = optimizer_tensors(self.optimizer.optimizer)
-        parts: dict[str, dict[str, Any]] = {"weights": self.weights.stepped, "optimizer": tensors}
-        if self.average is not None:
-            parts["average"] = self.average.values
-        named = {f"{part}/{name}": t for part, content in parts.items() for name, t in content.items()}
-        return State(self.batches, self.steps, self.run_facts, tuple(self.saved), numbers, named)
+        tensors, numbers = self.engine.state()
+        return State(self.batches, self.steps, self.run_facts, tuple(self.saved), numbers, tensors)
 
     def _metadata(self) -> dict[str, str]:
         """What a file says about how it was made."""
