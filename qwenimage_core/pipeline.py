@@ -62,6 +62,9 @@ class Generation:
 class QwenImagePipeline:
     """Draws pictures. Make one with `from_pretrained`; call it with the fields of a request."""
 
+    encoders: type[Encoders] = Encoders
+    """What turns prompts and pictures of a request into tokens; one is made for each request."""
+
     def __init__(
         self,
         *,
@@ -190,7 +193,7 @@ class QwenImagePipeline:
         first = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = range(first, first + request.num_images_per_prompt)
         tile = (request.tile_size, request.tile_stride) if request.tiled else None
-        encoders = Encoders(self.prompts, self.components, self.backbone, tile=tile)
+        encoders = self.encoders(self.prompts, self.components, self.backbone, tile=tile)
         ctx = Context(
             request=request,
             prompt="",
