@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from qwenimage_training.data.arguments import DataArguments, names
 
+STAGES = ("data_process", "train")
 PUBLISHED_TARGETS = "q,k,v,o,ffn.0,ffn.2"
 
 
@@ -40,7 +41,11 @@ class TrainingArguments(DataArguments):
     zero_cond_t: bool = Field(False, description="modulate condition pictures at time zero (Edit-2511)")
 
     # --- published: training
-    task: str = Field("sft", description="what is learnt: sft (flow matching)")
+    task: str = Field(
+        "sft",
+        description="what is learnt: sft (flow matching) or direct_distill (few steps); with :data_process "
+        "the encoders alone run, with :train training goes on from what they gave",
+    )
     trainable_models: str | None = Field(
         None, description="comma list of models trained in full, such as dit"
     )
@@ -99,6 +104,9 @@ class TrainingArguments(DataArguments):
         allow_inf_nan=False,
         description="gigabytes of encoded samples that each process keeps in memory for later epochs",
     )
+    overwrite_cache: bool = Field(
+        False, description="make the cache of a data_process task again where its inputs have changed"
+    )
     batch_size: int = Field(1, ge=1, le=4096, description="samples of a batch, in each process")
     seed: int = Field(
         0, ge=0, lt=2**63, description="seed of shuffling, noise, dropout and fresh LoRA weights"
@@ -143,6 +151,15 @@ class TrainingArguments(DataArguments):
                 f"save_steps counts batches, and weights change every {self.gradient_accumulation_steps} of them: "
                 "make it a multiple of gradient_accumulation_steps"
             )
+        if self.stage not in ("", *STAGES):
+            raise ValueError(
+                f"task {self.task!r} has no such stage: it is {self.objective}, or {self.objective}:"
+                + f" or {self.objective}:".join(STAGES)
+            )
+        if self.overwrite_cache and self.stage != STAGES[0]:
+            raise ValueError(f"overwrite_cache does nothing without the task {self.objective}:{STAGES[0]}")
+        if self.resume and self.stage == STAGES[0]:
+            raise ValueError("resume is for training: a cache goes on where it stopped by itself")
         if self.resume and not self.save_state:
             raise ValueError("resume needs the state that save_state keeps: leave one of them out")
         if self.model_paths is not None:
@@ -175,6 +192,16 @@ class TrainingArguments(DataArguments):
     @property
     def output(self) -> Path:
         return Path(self.output_path).expanduser()
+
+    @property
+    def objective(self) -> str:
+        """The task without its stage."""
+        return self.task.partition(":")[0]
+
+    @property
+    def stage(self) -> str:
+        """`data_process`, `train`, or nothing: both at once."""
+        return self.task.partition(":")[2]
 
     @property
     def checkpointing(self) -> bool:

@@ -53,9 +53,12 @@ def train(
     if print_config:
         print(as_yaml(arguments), end="")
         return
-    from qwenimage_training.run import run
+    from qwenimage_training.run import make_cache, run
 
-    run(arguments, registry)
+    if arguments.stage == "data_process":
+        print(make_cache(arguments, registry))
+    else:
+        run(arguments, registry)
 
 
 def as_yaml(arguments: TrainingArguments) -> str:

@@ -6,7 +6,7 @@ columns of a row make an item of it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,17 @@ class Sample:
 
 
 class Planner:
-    """Plans rows. `fixed` are the request fields that the objective gives, `inputs` the columns that become fields."""
+    """Plans rows. `fixed` are the request fields that the objective gives, `inputs` the columns that become fields;
+    `check` refuses plans that the objective cannot learn from."""
 
-    def __init__(self, pipe: QwenImagePipeline, inputs: Iterable[str], fixed: Mapping[str, Any]) -> None:
-        self.pipe, self.inputs, self.fixed = pipe, tuple(inputs), dict(fixed)
+    def __init__(
+        self,
+        pipe: QwenImagePipeline,
+        inputs: Iterable[str],
+        fixed: Mapping[str, Any],
+        check: Callable[[Plan], None] | None = None,
+    ) -> None:
+        self.pipe, self.inputs, self.fixed, self.check = pipe, tuple(inputs), dict(fixed), check
         model = pipe.registry.request_model()
         if own := [
             name for name in self.inputs if name in ("prompt", TARGET, "height", "width", "input_image")
@@ -68,16 +75,23 @@ class Planner:
         """The plan of a row, at its target's size. Errors name the row."""
         image = row.fields[TARGET]
         target = tuple(image) if isinstance(image, list | tuple) else (image,)
-        width, height = target[0].size
         try:
-            fields = {**self.fixed, **self.request_fields(row.fields)}
-            plan = self.pipe.plan(row.prompt, height=height, width=width, **fields)
+            plan = self.pipe.plan(**self.given(row))
             _check_target(target, plan)
             _check_adapters(plan)
+            if self.check is not None:
+                self.check(plan)
         except QwenImageError as error:
             error.add_note(f"while planning {name}")
             raise
         return Sample(plan, target, name, row.index, epoch, key)
+
+    def given(self, row: Row) -> dict[str, Any]:
+        """The fields of a row's request, at its target's size."""
+        image = row.fields[TARGET]
+        width, height = (image[0] if isinstance(image, list | tuple) else image).size
+        size = {"prompt": row.prompt, "height": height, "width": width}
+        return {**size, **self.fixed, **self.request_fields(row.fields)}
 
     def request_fields(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """What the columns say, as request fields; a column that the row lacks is left out."""

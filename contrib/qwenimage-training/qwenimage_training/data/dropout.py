@@ -37,18 +37,23 @@ class Dropout:
         )
 
     def __call__(self, row: Row, epoch: int) -> Row:
-        without_caption, without_conditions = self.drawn(row.index, epoch)
-        if without_caption:
-            row = replace(row, prompt="")
-        if without_conditions:
-            kept = {f: v for f, v in row.fields.items() if not is_condition(f, has_picture(v), self.fields)}
-            row = replace(row, fields=kept)
-        return row
+        return leave_out(row, self.drawn(row.index, epoch), self.fields)
 
     def _draw(self, what: str, index: int, epoch: int) -> float:
         """Uniform in [0, 1), with the 53 bits that a float holds."""
         digest = hashlib.sha256(f"{what}:{self.seed}:{epoch}:{index}".encode()).digest()
         return (int.from_bytes(digest[:8]) >> 11) / 2**53
+
+
+def leave_out(row: Row, left: tuple[bool, bool], fields: tuple[str, ...] | None) -> Row:
+    """The row without its caption, and without its conditions, as `left` says."""
+    without_caption, without_conditions = left
+    if without_caption:
+        row = replace(row, prompt="")
+    if without_conditions:
+        kept = {f: v for f, v in row.fields.items() if not is_condition(f, has_picture(v), fields)}
+        row = replace(row, fields=kept)
+    return row
 
 
 def has_picture(value: Any) -> bool:

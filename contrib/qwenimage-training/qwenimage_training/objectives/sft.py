@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from qwenimage_core.plan import Plan
     from qwenimage_training.encoded import Encoded
     from qwenimage_training.objectives import Velocity
 
@@ -60,6 +61,9 @@ class FlowMatching:
     def table(self) -> tuple[list[float], list[float]]:
         sigmas = training_sigmas()
         return sigmas, training_weights(sigmas)
+
+    def check(self, plan: Plan) -> None:
+        """Every plan will do."""
 
     def losses(
         self, velocity: Velocity, batch: Sequence[Encoded], draws: Sequence[torch.Generator]

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from qwenimage_core.testing import write_tiny_checkpoint
 from qwenimage_training.arguments import TrainingArguments
+
+from .third_party import PLUGIN
 
 MakeArguments = Callable[..., TrainingArguments]
 
@@ -66,3 +69,27 @@ def make_arguments(folder: Path, data: Path, tmp_path: Path) -> MakeArguments:
         return TrainingArguments(**{**values, **more})
 
     return make
+
+
+@pytest.fixture
+def glance(tmp_path: Path) -> dict:
+    """Options that train with the plugin: its file, its net's weights, and rows with its columns."""
+    (tmp_path / "glance.py").write_text(PLUGIN)
+    rows = []
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+        row = {"image": f"{i}.png", "prompt": "a cat"}
+        if i:  # rows may lack what others have
+            row |= {"glance_image": f"{i}.png", "glance_weight": 0.5, "side_image": f"{i}.png"}
+        rows.append(row)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    net = tmp_path / "net.safetensors"
+    save_file({"glance_in.weight": torch.randn(64, 64) / 8, "glance_in.bias": torch.zeros(64)}, net)
+    return {
+        "plugin": [str(tmp_path / "glance.py")],
+        "dataset_base_path": str(tmp_path),
+        "dataset_metadata_path": str(tmp_path / "rows.json"),
+        "data_file_keys": "image,glance_image,side_image",
+        "extra_inputs": "glance_image,glance_weight,side_image",
+        "net": net,
+    }
