@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qwenimage_core.adapters.layer import is_adapted
 from qwenimage_core.errors import LoadError
 from qwenimage_core.loading.bundle import Bundle, find_bundle, load_tokenizer
 from qwenimage_core.loading.components import Component, find_components
@@ -16,7 +17,8 @@ from qwenimage_core.loading.config import ModelConfig
 from qwenimage_core.loading.recognise import CORE_COMPONENTS, ComponentSpec
 from qwenimage_core.loading.shards import read_json
 from qwenimage_core.loading.sources import locate_folder
-from qwenimage_core.memory.placement import placement_of
+from qwenimage_core.memory.placement import Placement, placement_of
+from qwenimage_core.memory.presets import Machine, Memory
 from qwenimage_core.models.backbone import BackboneDescription
 from qwenimage_core.models.prompt_tokens import PromptTokenizer
 from qwenimage_core.models.text_encoder import PromptEncoder
@@ -38,6 +40,7 @@ def assemble(
     tokenizer_config: ModelConfig | None,
     processor_config: ModelConfig | None,
     vram_limit: float | None,
+    memory: Memory | None = None,
     plugins: Sequence[Any] | PluginRegistry,
 ) -> dict[str, Any]:
     """The arguments of `QwenImagePipeline`. Files are found and their headers checked; no weights are read."""
@@ -47,13 +50,15 @@ def assemble(
     configs = [
         config for config in (*bundle.models, bundle.tokenizer, bundle.processor) if config is not None
     ]
+    machine = None if memory is None else _machine(memory, device, configs, vram_limit)
     _check_placed([c for c in (bundle.tokenizer, bundle.processor) if c is not None], configs, vram_limit)
     registry = plugins if isinstance(plugins, PluginRegistry) else PluginRegistry.discover(plugins)
-    components = find_components(
-        bundle.models,
-        placed=lambda config: placement_of(config, dtype=dtype, device=device, vram_limit=vram_limit),
-        specs=_specs(registry),
-    )
+
+    def placed(config: ModelConfig) -> Placement:
+        found = placement_of(config, dtype=dtype, device=device, vram_limit=vram_limit)
+        return found if machine is None else replace(found, limit=machine.limit)
+
+    components = find_components(bundle.models, placed=placed, specs=component_specs(registry))
     transformer, vae, text_encoder = (components[name][0] for name in ("transformer", "vae", "text_encoder"))
     return {
         "components": components,
@@ -64,6 +69,7 @@ def assemble(
         "registry": registry,
         "dtype": transformer.dtype,
         "device": transformer.device,
+        "machine": machine,
         "defaults": _defaults(bundle),
     }
 
@@ -74,6 +80,7 @@ def assemble_recipe(
     torch_dtype: torch.dtype | None,
     device: str | torch.device | None,
     vram_limit: float | None,
+    memory: Memory | None = None,
     low_memory: bool,
     plugins: Sequence[Any] | PluginRegistry,
     files: Mapping[str, Any],
@@ -90,6 +97,7 @@ def assemble_recipe(
         tokenizer_config=ModelConfig(**recipe.tokenizer, **files) if recipe.tokenizer else None,
         processor_config=ModelConfig(**recipe.processor, **files) if recipe.processor else None,
         vram_limit=vram_limit,
+        memory=memory,
         plugins=registry,
     )
     given = {
@@ -141,13 +149,28 @@ def _check_placed(
         )
 
 
+def _machine(
+    memory: Memory, device: torch.device, configs: Sequence[ModelConfig], vram_limit: float | None
+) -> Machine:
+    """What a preset may use; it says all about placement, so that other words about it are an error."""
+    placed = [f"{config}: {', '.join(config.placement())}" for config in configs if config.placement()]
+    placed += [] if vram_limit is None else [f"vram_limit={vram_limit:g}"]
+    if placed:
+        raise LoadError(
+            "`memory` chooses the placement of every component, so that it cannot be given as well.",
+            got=f"memory={memory!r} and {placed[0]}",
+            mend="leave out memory, or the placement settings (low_memory gives them, too) and vram_limit",
+        )
+    return Machine.of(memory, device)
+
+
 def _accelerator() -> torch.device:
     """The accelerator that is there, else the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 
 
-def _specs(registry: PluginRegistry) -> tuple[ComponentSpec, ...]:
+def component_specs(registry: PluginRegistry) -> tuple[ComponentSpec, ...]:
     """The core's components and those of every plugin that can be loaded."""
     registry.load_all()
     return (
@@ -165,7 +188,11 @@ def prompt_encoder(
     preparation = PicturePreparation()
     if processor is not None:
         preparation = PicturePreparation.from_dict(read_json(locate_folder(processor) / PREPROCESSOR_FILE))
-    return PromptEncoder(tokens, text_encoder.load, preparation)
+
+    def unchanged() -> bool:
+        return text_encoder.as_stored and not is_adapted(text_encoder.skeleton)
+
+    return PromptEncoder(tokens, text_encoder.load, preparation, unchanged=unchanged)
 
 
 def _defaults(bundle: Bundle) -> Mapping[str, Any]:

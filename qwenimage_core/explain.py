@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwenimage_core.layout import Segment
-from qwenimage_core.memory.plan import expected_peak
+from qwenimage_core.memory.keeper import Keeper
+from qwenimage_core.memory.report import component_lines, memory_facts, table
 from qwenimage_core.plan import Branch, Plan
 from qwenimage_core.values import Apart, Within
-
-if TYPE_CHECKING:
-    from qwenimage_core.loading.components import Component
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,17 +37,11 @@ class Explanation:
         lines.append(f"\nschedule: {_schedule(facts['sigmas'])}")
         lines.append(f"adapters: {', '.join(facts['adapters']) or 'none'}")
         lines.append("components")
-        for c in facts["components"]:
-            lines.append(
-                f"  {c['name']:<22} {c['bytes'] / MIB:10.1f} MiB  {c['dtype']:<9} {c['device']:<6} {c['state']}"
-            )
-        lines.append(f"expected peak memory: {facts['expected_peak_bytes'] / MIB:.0f} MiB")
+        lines += [*component_lines(facts["components"]), *table(facts["memory"])]
         return "\n".join(lines)
 
 
-def explain(
-    plans: Sequence[Plan], components: Mapping[str, Sequence[Component]], *, loras: Sequence[str]
-) -> Explanation:
+def explain(plans: Sequence[Plan], keeper: Keeper, *, loras: Sequence[str]) -> Explanation:
     """Explain the plans of one request; they differ in their prompts alone, so the first one's layouts are shown."""
     plan, request = plans[0], plans[0].request
     return Explanation(
@@ -70,18 +60,7 @@ def explain(
             "contributions": [vars(c) | {} for c in plan.contributions],
             "sigmas": list(plan.sigmas),
             "adapters": [*loras, *(a.name for a in plan.adapters)],
-            "components": [
-                {
-                    "name": name + (f"/{i}" if len(several) > 1 else ""),
-                    "bytes": c.bytes,
-                    "dtype": str(c.dtype).removeprefix("torch."),
-                    "device": str(c.device),
-                    "state": "loaded" if c.loaded else "on disk",
-                }
-                for name, several in components.items()
-                for i, c in enumerate(several)
-            ],
-            "expected_peak_bytes": expected_peak(plans, components),
+            **memory_facts(keeper, plans),
         }
     )
 

@@ -38,10 +38,11 @@ def denoise(
     blend: Blend | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     after_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+    active: Sequence[str] = (),
 ) -> torch.Tensor:
     """Euler steps from sigmas[0] down to sigmas[-1], accumulated in float32.
 
-    Raises DenoiseError as soon as a value is not finite.
+    Raises DenoiseError as soon as a value is not finite; it says what was `active`.
     """
     for step in progress(range(len(sigmas) - 1)):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
@@ -53,7 +54,8 @@ def denoise(
         if not torch.isfinite(x_BNC).all():
             raise DenoiseError(
                 f"Latents are not finite after step {step + 1} of {len(sigmas) - 1}.",
-                got=f"{int((~torch.isfinite(x_BNC)).sum())} of {x_BNC.numel()} values are NaN or infinite",
+                got=f"{int((~torch.isfinite(x_BNC)).sum())} of {x_BNC.numel()} values are NaN or infinite, "
+                f"with {', '.join(active) or 'no plugin and no adapter'}",
                 mend="use bfloat16 or float32 instead of float16, or leave out the adapters and plugins one by one",
             )
         if after_step is not None:

@@ -56,12 +56,13 @@ class AdapterUsed(_Record):
 
 class ModelUsed(_Record):
     """What `from_pretrained` was given; `source` None means model configs, which the command line cannot repeat.
-    `low_memory` says that a recipe was opened in its low-memory form."""
+    `low_memory` says that a recipe was opened in its low-memory form, `memory` with which preset or limit."""
 
     source: Name | None
     dtype: Name
     device: Name
     low_memory: bool = False
+    memory: Name | int | None = None
 
 
 class PictureMetadata(_Record):

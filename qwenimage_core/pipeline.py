@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from qwenimage_core.explain import Explanation, explain
 from qwenimage_core.inputs import encode
 from qwenimage_core.loop import StepReport, denoise
 from qwenimage_core.memory.keeper import Keeper
-from qwenimage_core.memory.measure import peak
 from qwenimage_core.output import finish, pictures
 from qwenimage_core.plan import Plan
 from qwenimage_core.planner import make_plan
@@ -36,6 +34,7 @@ from qwenimage_core.velocity import bind, modulation_table
 if TYPE_CHECKING:
     from qwenimage_core.loading.components import Component
     from qwenimage_core.loading.config import ModelConfig
+    from qwenimage_core.memory.presets import Machine, Memory
     from qwenimage_core.models.backbone import BackboneDescription
     from qwenimage_core.models.modulation import StepModulation
     from qwenimage_core.models.text_encoder import PromptEncoder
@@ -77,13 +76,14 @@ class QwenImagePipeline:
         defaults: Mapping[str, Any] | None = None,
         options: TransformerOptions | None = None,
         given: Mapping[str, Any] | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self.components, self.prompts, self.backbone = components, prompts, backbone
         self.registry, self.dtype, self.device = registry, dtype, device
         self.defaults, self.options = dict(defaults or {}), options or TransformerOptions()
         self.given = dict(given or {})
         self.adapters = LoadedAdapters(components)
-        self.keeper = Keeper(components)
+        self.keeper = Keeper(components, machine)
 
     @classmethod
     def from_pretrained(
@@ -96,13 +96,15 @@ class QwenImagePipeline:
         tokenizer_config: ModelConfig | None = None,
         processor_config: ModelConfig | None = None,
         vram_limit: float | None = None,
+        memory: Memory | None = None,
         plugins: Sequence[Any] = (),
     ) -> Self:
         """Open a model: `model` is a hub id, a folder in hub layout or "tiny"; or give `model_configs` one by one.
 
         Headers are checked at once, weights are read when they are first needed. `torch_dtype` defaults to bfloat16,
-        on a CPU to float32; `device` to the accelerator that is there. `plugins` are objects or files of plugins,
-        beside the installed ones. Raises LoadError for files that are not what they should be.
+        on a CPU to float32; `device` to the accelerator that is there. `memory` ("auto", "8gb", "16gb", "24gb", or
+        bytes) chooses for each request where weights are. `plugins` are objects or files of plugins, beside the
+        installed ones. Raises LoadError for files that are not what they should be.
         """
         from qwenimage_core.assemble import assemble
 
@@ -115,6 +117,7 @@ class QwenImagePipeline:
                 tokenizer_config=tokenizer_config,
                 processor_config=processor_config,
                 vram_limit=vram_limit,
+                memory=memory,
                 plugins=plugins,
             )
         )
@@ -127,6 +130,7 @@ class QwenImagePipeline:
         torch_dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         vram_limit: float | None = None,
+        memory: Memory | None = None,
         low_memory: bool = False,
         plugins: Sequence[Any] = (),
         **files: Any,
@@ -141,6 +145,7 @@ class QwenImagePipeline:
             torch_dtype=torch_dtype,
             device=device,
             vram_limit=vram_limit,
+            memory=memory,
             low_memory=low_memory,
             plugins=plugins,
             files=files,
@@ -159,10 +164,10 @@ class QwenImagePipeline:
         """Draw, and keep the plans and seeds with the pictures."""
         plans = self.plans(prompt, **fields)
         seeds = [seed for plan in plans for seed in plan.seeds]
-        with peak(self.device) if self.keeper.managed else nullcontext(None) as most:
+        with self.keeper.watch() as most:
             self._encode_texts(plans)
             images = [image for plan in plans for image in self.run(plan)]
-        return Generation(images, seeds, tuple(plans), self.loras, most.bytes if most else None)
+        return Generation(images, seeds, tuple(plans), self.loras, most.bytes)
 
     @torch.no_grad()
     def _encode_texts(self, plans: Sequence[Plan]) -> None:
@@ -202,13 +207,11 @@ class QwenImagePipeline:
             components=self.components,
             options=self.options,
         )
-        return [make_plan(replace(ctx, prompt=prompt), active, seeds) for prompt in request.prompts]
+        return self.keeper.settle([make_plan(replace(ctx, prompt=p), active, seeds) for p in request.prompts])
 
     def explain(self, prompt: str | list[str] | None = None, **fields: Any) -> Explanation:
         """What this request would do, in words; loads and runs no model."""
-        return explain(
-            self.plans(prompt, **fields), self.components, loras=[adapter.name for adapter in self.adapters]
-        )
+        return explain(self.plans(prompt, **fields), self.keeper, loras=[a.name for a in self.adapters])
 
     @torch.no_grad()
     def run(self, plan: Plan) -> list[Any]:
@@ -226,6 +229,7 @@ class QwenImagePipeline:
                 blend=inputs.blend,
                 progress=_progress(plan),
                 after_step=_reporter(plan),
+                active=[*(f"plugin {p.name}" for p in plan.plugins), *self.adapters.names(plan.adapters)],
             )
         self.keeper.begin_decoding(plan)
         images = finish(x_BNC, plan)

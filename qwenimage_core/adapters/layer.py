@@ -140,6 +140,11 @@ def _adapt(layer: Any) -> AdaptedLayer:
     return cast(AdaptedLayer, layer)
 
 
+def is_adapted(model: nn.Module) -> bool:
+    """Whether any layer has an adapter now."""
+    return any(isinstance(layer, AdaptedLayer) for layer in model.modules())
+
+
 def add(
     plain: nn.Module,
     owner: object,

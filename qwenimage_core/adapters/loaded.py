@@ -64,6 +64,10 @@ class LoadedAdapters:
         loaded = tuple((attachment, attachment.strength) for attachment in self._attached.values())
         return loaded, tuple((adapter, _changed(adapter)) for adapter in more)
 
+    def names(self, more: Sequence[Adapter] = ()) -> list[str]:
+        """Which adapters act, for messages; `more` are those of a run."""
+        return [f"adapter {adapter.name}" for adapter in (*self, *more)]
+
     def _place(self, adapter: Adapter) -> tuple[nn.Module, torch.Tensor]:
         """The module to attach to, and a tensor as a side branch computes. A side branch never reads the weights, so
         that they need not be there yet."""

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenimage_core.cli.output import save
-from qwenimage_core.cli.session import Json, Overwrite, PluginFiles, Session, open_session, progress
+from qwenimage_core.cli.session import (
+    Json,
+    Overwrite,
+    PluginFiles,
+    Session,
+    open_session,
+    progress,
+    show_peak,
+    show_plan,
+)
 from qwenimage_core.errors import LoadError, QwenImageError
 from qwenimage_core.metadata import PICTURE, PictureMetadata, find_picture, versions
 from qwenimage_core.picture_files import check_target, read_metadata
@@ -26,6 +35,9 @@ Target = Annotated[
     Path | None, typer.Option("--output", "-o", help="file to write (default: PICTURE-again beside it)")
 ]
 Force = Annotated[bool, typer.Option("--force", help="go on although versions or weights differ")]
+OtherMemory = Annotated[
+    str | None, typer.Option("--memory", help="another limit on memory than the one it was made with")
+]
 OtherModel = Annotated[str | None, typer.Option("--model", "-m", help="where the model is now")]
 
 
@@ -34,6 +46,7 @@ def again(
     output: Target = None,
     force: Force = False,
     model: OtherModel = None,
+    memory: OtherMemory = None,
     overwrite: Overwrite = False,
     plugin: PluginFiles = None,
     as_json: Json = False,
@@ -62,14 +75,22 @@ def again(
         dtype=record.model.dtype,
         device=record.model.device,
         loras=loras,
-        low_memory=record.model.low_memory,
+        low_memory=record.model.low_memory and memory is None,
+        memory=record.model.memory if memory is None else memory,
     )
     (plan,) = session.pipe.plans(**request, progress_bar_cmd=progress)
     _agree(_other_weights(record, session, plan), force)
-    (drawn,) = session.pipe.run(plan)
+    if not as_json:
+        show_plan(session, [plan])
+    with session.pipe.keeper.watch() as peak:
+        (drawn,) = session.pipe.run(plan)
     image = drawn[record.output] if isinstance(drawn, list) else drawn
     path = save(image, target, session.describe(plan, plan.seeds[0], record.output), overwrite=overwrite)
-    print(json.dumps({"path": str(path), "seed": plan.seeds[0]}) if as_json else path)
+    if as_json:
+        print(json.dumps({"path": str(path), "seed": plan.seeds[0], "peak_bytes": peak.bytes}))
+    else:
+        print(path)
+        show_peak(peak.bytes)
 
 
 def _agree(differences: list[str], force: bool) -> None:

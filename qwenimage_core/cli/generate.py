@@ -17,6 +17,7 @@ from qwenimage_core.cli.session import (
     Json,
     Lora,
     LowMemory,
+    MemoryLimit,
     Model,
     NoPlugins,
     Output,
@@ -28,6 +29,8 @@ from qwenimage_core.cli.session import (
     open_session,
     parse_loras,
     progress,
+    show_peak,
+    show_plan,
 )
 from qwenimage_core.errors import RequestError
 from qwenimage_core.registry import PluginRegistry
@@ -65,6 +68,7 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         model: Model = None,
         recipe: RecipeName = None,
         low_memory: LowMemory = False,
+        memory: MemoryLimit = None,
         output: Output = None,
         overwrite: Overwrite = False,
         lora: Lora = None,
@@ -81,7 +85,13 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         request = _request(text, fields, registry)
         source = model_of(model, recipe)
         session = open_session(
-            source, registry, dtype=dtype, device=device, loras=parse_loras(lora), low_memory=low_memory
+            source,
+            registry,
+            dtype=dtype,
+            device=device,
+            loras=parse_loras(lora),
+            low_memory=low_memory,
+            memory=memory,
         )
         plans = session.pipe.plans(**request, progress_bar_cmd=progress)
         kind = plans[0].request.output_type
@@ -89,16 +99,22 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
             s for plan in plans for s in plan.seeds for _ in range(plan.target.frames if kind == "pil" else 1)
         ]
         targets = Targets.of(output, seeds, kind=kind, overwrite=overwrite)
+        if not as_json:
+            show_plan(session, plans)
         written: list[dict[str, Any]] = []
-        for plan in plans:
-            for seed, number, image in _draw(session, plan):
-                path = targets.path(len(written) + 1, seed)
-                save(image, path, session.describe(plan, seed, number), overwrite=overwrite)
-                written.append({"path": str(path), "seed": seed, "prompt": plan.prompt})
-                if not as_json:
-                    print(path, flush=True)
+        with session.pipe.keeper.watch() as peak:
+            for plan in plans:
+                for seed, number, image in _draw(session, plan):
+                    path = targets.path(len(written) + 1, seed)
+                    save(image, path, session.describe(plan, seed, number), overwrite=overwrite)
+                    written.append({"path": str(path), "seed": seed, "prompt": plan.prompt})
+                    if not as_json:
+                        print(path, flush=True)
         if as_json:
-            print(json.dumps({"pictures": written, "seconds": round(time.perf_counter() - begun, 3)}))
+            seconds = round(time.perf_counter() - begun, 3)
+            print(json.dumps({"pictures": written, "seconds": seconds, "peak_bytes": peak.bytes}))
+        else:
+            show_peak(peak.bytes)
 
     return generate
 
@@ -113,12 +129,13 @@ def _draw(session: Session, plan: Plan) -> list[tuple[int, int, Any]]:
 
 
 def _explain(registry: PluginRegistry | None) -> Callable[..., None]:
-    def explain(
+    def explain(  # noqa: PLR0913  one argument an option
         text: Prompt = None,
         *,
         model: Model = None,
         recipe: RecipeName = None,
         low_memory: LowMemory = False,
+        memory: MemoryLimit = None,
         lora: Lora = None,
         dtype: Dtype = None,
         device: Device = None,
@@ -132,7 +149,13 @@ def _explain(registry: PluginRegistry | None) -> Callable[..., None]:
         request = _request(text, fields, registry)
         source = model_of(model, recipe)
         session = open_session(
-            source, registry, dtype=dtype, device=device, loras=parse_loras(lora), low_memory=low_memory
+            source,
+            registry,
+            dtype=dtype,
+            device=device,
+            loras=parse_loras(lora),
+            low_memory=low_memory,
+            memory=memory,
         )
         explanation = session.pipe.explain(**request)
         print(json.dumps(explanation.as_dict(), default=str) if as_json else explanation)

@@ -17,13 +17,13 @@ from typing import Annotated, Any, Self, cast
 import typer
 from typer.models import CommandInfo, TyperInfo
 
-from qwenimage_core.cli import again, generate, report
+from qwenimage_core.cli import again, generate, memory, report
 from qwenimage_core.errors import ConflictError, QwenImageError, QwenImageWarning
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.version import __version__
 
 GROUPS = ("plugins", "models", "recipes", "lora")
-BUILT_IN = ("generate", "explain", "again", *GROUPS)
+BUILT_IN = ("generate", "explain", "again", "memory", *GROUPS)
 DRAWING = ("generate", "explain")
 # typer may carry a click of its own; this is the UsageError of whichever it uses
 USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[1])
@@ -101,6 +101,7 @@ def build(early: Early) -> tuple[typer.Typer, PluginRegistry | None]:
             trouble = error.what  # the help itself is always to be had
     generate.add_commands(app, registry if early.command in DRAWING else None)
     app.command()(again.again)
+    app.command()(memory.memory)
     for name in GROUPS:
         app.add_typer(import_module(f"qwenimage_core.cli.{name}").app, name=name)
     if registry is not None and early.command not in BUILT_IN:

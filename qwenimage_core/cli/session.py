@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ RecipeName = Annotated[
 ]
 LowMemory = Annotated[
     bool, _own("--low-memory", help="open the recipe in its low-memory form (`qwenimage recipes show NAME`)")
+]
+MemoryLimit = Annotated[
+    str | None,
+    _own("--memory", help="keep to this much memory: auto, 8gb, 16gb, 24gb or bytes (docs/memory.md)"),
 ]
 Lora = Annotated[list[str] | None, _own("--lora", help="LoRA file, FILE or FILE=STRENGTH (may be repeated)")]
 Dtype = Annotated[
@@ -111,8 +116,10 @@ def open_session(
     device: str | None,
     loras: Sequence[tuple[str, float]],
     low_memory: bool = False,
+    memory: str | int | None = None,
 ) -> Session:
-    """Open the model (a recipe's in its low-memory form if asked) and attach the LoRAs. Here torch is imported."""
+    """Open the model (a recipe's in its low-memory form if asked; or within `memory`) and attach the LoRAs. Here
+    torch is imported."""
     recipe = model.removeprefix(RECIPE) if model.startswith(RECIPE) else None
     if low_memory and recipe is None:
         raise RequestError(
@@ -133,6 +140,7 @@ def open_session(
         "torch_dtype": getattr(torch, dtype) if dtype else None,
         "device": device,
         "plugins": plugins,
+        "memory": memory,
     }
     if recipe is None:
         pipe = QwenImagePipeline.from_pretrained(model, **shared)
@@ -143,12 +151,31 @@ def open_session(
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=str(pipe.device),
         low_memory=low_memory,
+        memory=memory,
     )
     adapters = []
     for source, strength in loras:
         name = pipe.load_lora(source, strength=strength)
         adapters.append(AdapterUsed(name=name, source=source, digest=_digest(source), strength=strength))
     return Session(pipe, used, tuple(adapters))
+
+
+def show_plan(session: Session, plans: Sequence[Plan]) -> None:
+    """What a memory preset has chosen, on stderr."""
+    from qwenimage_core.memory.report import component_facts, component_lines, stage_facts, table
+
+    keeper = session.pipe.keeper
+    if keeper.machine is not None:
+        lines = [*component_lines(component_facts(keeper)), *table(stage_facts(keeper, plans))]
+        print("\n".join(lines), file=sys.stderr)
+
+
+def show_peak(nbytes: int | None) -> None:
+    """The measured peak of a run, on stderr, where there is one."""
+    from qwenimage_core.memory.report import size
+
+    if nbytes is not None:
+        print(f"peak memory: {size(nbytes)}", file=sys.stderr)
 
 
 def _digest(file: str | Path) -> str:

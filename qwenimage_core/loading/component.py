@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,8 @@ class Component:
         self.spec, self.checkpoint = spec, checkpoint
         self.config: Mapping[str, Any] | None = checkpoint.config
         self.loaded = False
+        self._watching: list[Any] = []
+        self._fresh: Hashable = None
         self.budget: Callable[[Component], int] = lambda component: len(component.blocks.units)
         with torch.device("meta"):
             self.skeleton: Any = spec.build(checkpoint.config, checkpoint.shapes).requires_grad_(False).eval()
@@ -49,14 +51,20 @@ class Component:
         if self.loaded:
             self.release()
         self.placement = placement
+        for unwatch in self._watching:
+            unwatch.remove()
         once = units(self.skeleton, self.spec.once, self.dtype)
-        blocks = units(self.skeleton, self.spec.blocks, self.dtype, apart=once)
+        later = units(self.skeleton, self.spec.later, self.dtype)
+        blocks = units(self.skeleton, self.spec.blocks, self.dtype, apart=(*once, *later))
         # read in time for its one use, and never kept
         on_disk = Place(DISK, None)
         passing = Placement(on_disk, on_disk, placement.computation, placement.computation)
         self.once = Stream(once, passing, self, cyclic=False)
+        self.later = Stream(later, passing, self, cyclic=False)
         self.blocks = Stream(blocks, placement, self)
-        moving = {leaf.name for unit in (*once, *blocks) for leaf in unit.leaves}
+        if not placement.streams:  # read when it first runs, and kept like the rest
+            self._watching = [unit.module.register_forward_pre_hook(self._settle_later) for unit in later]
+        moving = {leaf.name for unit in (*once, *later, *blocks) for leaf in unit.leaves}
         self._base = tuple(name for name in self._names if name not in moving)
 
     @property
@@ -92,7 +100,8 @@ class Component:
         """Of what is on the device of computation now."""
         if not self.loaded:
             return 0
-        return self.base_bytes + self.blocks.resident_bytes() + self.once.resident_bytes()
+        streams = (self.blocks, self.once, self.later)
+        return self.base_bytes + sum(stream.resident_bytes() for stream in streams)
 
     @cached_property
     def parameters(self) -> int:
@@ -124,19 +133,22 @@ class Component:
             buffer = torch.empty(max(passing, default=0), dtype=torch.uint8)
             for name in self._base:
                 put(self.skeleton, name, self._read(name, buffer))
-        if whole and self.once.units:
-            self.once.settle(len(self.once.units))
-        elif not self.loaded:
-            self.once.settle(0)
+        for part in (self.once, self.later):
+            if whole and part.units:
+                part.settle(len(part.units))
+            elif not self.loaded and (part is self.once or self.placement.streams):
+                part.settle(0)
         if not self.loaded or prepared is not None:
             self.blocks.settle(self.budget(self) if prepared is None else prepared)
+        if not self.loaded:
+            self._fresh = self._state()
         self.loaded = True
         return self.skeleton
 
     def release(self) -> None:
         """Give the memory back. The next use of `module` reads the weights again."""
-        self.blocks.close()
-        self.once.close()
+        for part in (self.blocks, self.once, self.later):
+            part.close()
         for name in self._base:
             put(self.skeleton, name, torch.empty_like(self.skeleton.state_dict()[name], device="meta"))
         self.loaded = False
@@ -144,6 +156,7 @@ class Component:
     def leave(self) -> None:
         """The stage of this component is over: its weights go where `offload` says."""
         self.once.rest()
+        self.later.rest()
         offload = self.placement.offload
         if not self.loaded or not self.placement.leaves:
             return
@@ -151,6 +164,27 @@ class Component:
             self.release()
         else:
             self.blocks.park(offload)
+            if not self.placement.streams:
+                self.later.close()
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether its weights are those of its files: nothing is in training or was changed in memory. In doubt it says
+        no. Adapters beside the weights do not count."""
+        if any(parameter.requires_grad for parameter in self.skeleton.parameters()):
+            return False
+        # what comes and goes is read anew, so that no change survives
+        return not self.loaded or self.placement.streams or self._state() == self._fresh
+
+    def _state(self) -> Hashable:
+        """Another one after every change of a weight that stays in memory."""
+        later = {leaf.name for unit in self.later.units for leaf in unit.leaves}
+        named = self.skeleton.named_parameters()
+        return tuple((id(tensor), tensor._version) for name, tensor in named if name not in later)
+
+    def _settle_later(self, module: nn.Module, args: Any) -> None:
+        if len(self.later.open) < len(self.later.units):
+            self.later.settle(len(self.later.units))
 
     def read(self, name: str) -> Tensor:
         """One tensor of the module by its name in the module, from the file, as it computes."""
@@ -174,6 +208,10 @@ class Component:
     def stored_bytes(self, name: str) -> int:
         """Of one tensor in the file."""
         return self.checkpoint.tensors[self._names[name]].nbytes
+
+    def stored_dtype(self, name: str) -> str:
+        """Of one tensor in the file, torch's name."""
+        return self.checkpoint.tensors[self._names[name]].dtype
 
     def _stored(self, name: str, buffer: Tensor | None) -> Tensor:
         published = self._names[name]

@@ -37,8 +37,9 @@ class ComponentSpec:
     meta device, so what needs values (positions, frequencies) must not be a buffer. `convert` reshapes one tensor of
     the file (by its name there) into the module's; it also sees meta tensors.
     `blocks` and `once` name modules by path, numbers written "*": blocks run one after the other and may be streamed,
-    and what is in `once` is needed once in a run and not kept in memory for the rest of it. `denoises`: it computes in
-    every step; other components are done when the loop begins, but for the VAE.
+    and what is in `once` is needed once in a run and not kept in memory for the rest of it. What is in `later` only
+    some requests need: it is read when it first runs. `denoises`: the component computes in every step; others are done
+    when the loop begins, but for the VAE.
     `kind` is the name that the component has in the pipeline (default: `name`), `many` allows several of one kind.
     `published` is the model id and file pattern that bring it.
     """
@@ -52,6 +53,7 @@ class ComponentSpec:
     convert: Callable[[str, Tensor], Tensor] | None = None
     blocks: tuple[str, ...] = ()
     once: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
     denoises: bool = False
     many: bool = False
     published: tuple[str, str] | None = None
@@ -227,7 +229,8 @@ TEXT_ENCODER = ComponentSpec(
     ),
     build=_build_text_encoder,
     rename=_text_encoder_name,
-    blocks=("visual.blocks.*", "model.embed_tokens", "model.layers.*"),
+    blocks=("model.embed_tokens", "model.layers.*"),
+    later=("visual.patch_embed", "visual.blocks.*", "visual.merger"),
     published=("Qwen/Qwen-Image", "text_encoder/model*.safetensors"),
 )
 VAE = ComponentSpec(

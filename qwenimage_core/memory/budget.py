@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from qwenimage_core.errors import MemoryLimitError
@@ -32,21 +34,35 @@ class Budget:
 
 
 def blocks_that_fit(component: Component, room: int, limit: int) -> int:
-    """Blocks that fit into `room` bytes; beside those that stay, two buffers are needed for those that come and go."""
+    """Blocks of a component that fit into `room` bytes."""
     blocks, preparing = component.blocks, component.placement.preparing
     assert preparing.dtype is not None
-    sizes = [unit.nbytes(preparing.dtype) for unit in blocks.units]
-    buffers = blocks.buffer_bytes()
-    as_they_compute = preparing == component.placement.computation
+    return fit(
+        component.spec.name,
+        [unit.nbytes(preparing.dtype) for unit in blocks.units],
+        blocks.buffer_bytes(),
+        room,
+        limit,
+        as_they_compute=preparing == component.placement.computation,
+    )
+
+
+def fit(
+    name: str, sizes: Sequence[int], buffers: int, room: int, limit: int, *, as_they_compute: bool
+) -> int:
+    """Blocks of these sizes that fit into `room` bytes; beside those that stay, two buffers are needed for those that
+    come and go, and for all where they do not stay as they compute. Raises MemoryLimitError if not even those fit."""
     if sum(sizes) + (0 if as_they_compute else buffers) <= room:
         return len(sizes)
     if not sizes or buffers > room:
         least = limit - room + (buffers if sizes else 0)
         raise MemoryLimitError(
-            f"The {component.spec.name} does not fit into the memory it may use.",
+            f"The {name} does not fit into the memory it may use.",
             got=f"a limit of {limit / GIB:.2f} GiB",
             expected=f"{least / GIB:.2f} GiB or more for this request"
             + (", with one block computing and one on its way" if sizes else ""),
             mend="raise the limit, draw a smaller picture, or compute in a narrower dtype",
         )
-    return min(int((room - buffers) // max(sizes)), len(sizes) - 1)
+    # whichever of them will stay, they are not more than the largest
+    fitting = sum(taken <= room - buffers for taken in accumulate(sorted(sizes, reverse=True)))
+    return min(fitting, len(sizes) - 1)

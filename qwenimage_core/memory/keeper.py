@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
 from qwenimage_core.memory.budget import Budget
-from qwenimage_core.memory.plan import decoding_bytes, denoising_bytes
+from qwenimage_core.memory.measure import Peak, peak
+from qwenimage_core.memory.plan import Stage, named, stages
+from qwenimage_core.memory.presets import Machine, choose
+from qwenimage_core.memory.sizes import Sizes, Work
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.component import Component
@@ -15,29 +20,59 @@ if TYPE_CHECKING:
 
 
 class Keeper:
-    """Loads components for their stage and sends them away after it; keeps the last schedule's modulation table."""
+    """Loads components for their stage and sends them away after it; keeps the last schedule's modulation table.
 
-    def __init__(self, components: Mapping[str, Sequence[Component]]) -> None:
-        self.components = components
+    With a `machine`, which a memory preset gives, it chooses the placements for each request.
+    """
+
+    def __init__(self, components: Mapping[str, Sequence[Component]], machine: Machine | None = None) -> None:
+        self.components, self.machine = components, machine
         self.budget = Budget()
+        self._settled: tuple[ReferenceType[Plan], ...] = ()
         self._table: tuple[Any, StepModulation] | None = None
         for component in self._all():
             component.budget = self.budget
 
     @property
     def managed(self) -> bool:
-        """Whether any component is ever elsewhere than where it computes."""
-        return any(component.placement.managed for component in self._all())
+        """Whether any component is ever elsewhere than where it computes, or a limit is kept."""
+        return self.machine is not None or any(component.placement.managed for component in self._all())
+
+    def settle(self, plans: list[Plan]) -> list[Plan]:
+        """Choose placements for these plans, where a preset does. Components whose placement changes are released.
+        Gives the plans back. Raises MemoryLimitError where the limit cannot be kept."""
+        known = [plan() for plan in self._settled]
+        if self.machine is None or all(any(plan is one for one in known) for plan in plans):
+            return plans
+        parts = dict(named(self.components))
+        sizes = [Sizes.of(name, component) for name, component in parts.items()]
+        chosen = choose(sizes, Work.of(plans, self.components), self.machine)
+        for name, component in parts.items():
+            if component.placement != chosen[name]:
+                component.place(chosen[name])
+        self._settled = tuple(ref(plan) for plan in plans)
+        return plans
+
+    def stages(self, plans: Sequence[Plan]) -> tuple[Stage, ...]:
+        """What the plans will need, with the placements of now."""
+        return stages(plans, self.components, self.machine.used if self.machine else 0)
+
+    @contextmanager
+    def watch(self) -> Iterator[Peak]:
+        """The most memory in use meanwhile, where placement is managed; else no bytes are told."""
+        if not self.managed:
+            yield Peak()
+            return
+        with peak(self.components["transformer"][0].device) as most:
+            yield most
 
     def begin_encoding(self, plan: Plan) -> None:
-        self.budget.working = decoding_bytes(
-            plan, self.components["vae"][0].itemsize
-        )  # encoding a picture is alike
+        self.settle([plan])
+        self.budget.working = Work.of([plan], self.components).encode
 
     def begin_denoising(self, plan: Plan) -> None:
         """Encoders leave; what computes in every step gets as much memory as it may have."""
-        transformer = self.components["transformer"][0]
-        self.budget.working = denoising_bytes(plan, transformer.itemsize)
+        self.budget.working = Work.of([plan], self.components).denoise
         for component in self._all():
             if not component.spec.denoises:
                 component.leave()
@@ -49,7 +84,7 @@ class Keeper:
         for component in self._all():
             if component.spec.denoises:
                 component.leave()
-        self.budget.working = decoding_bytes(plan, self.components["vae"][0].itemsize)
+        self.budget.working = Work.of([plan], self.components).decode
 
     def end(self) -> None:
         for component in self._all():

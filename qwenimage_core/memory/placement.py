@@ -50,13 +50,20 @@ class Placement:
     @classmethod
     def resident(cls, device: torch.device | str, dtype: torch.dtype) -> Placement:
         """Everything is read once and stays where it computes."""
-        place = Place(_numbered(device), dtype)
+        place = Place(numbered(device), dtype)
         return cls(place, place, place, place)
 
     @property
     def managed(self) -> bool:
-        """Whether weights are ever anywhere else than where they compute."""
-        return len({self.offload, self.onload, self.preparing, self.computation}) > 1
+        """Whether weights are ever anywhere else than where they compute, or there is a limit to keep."""
+        return (
+            self.limit is not None or len({self.offload, self.onload, self.preparing, self.computation}) > 1
+        )
+
+    @property
+    def streams(self) -> bool:
+        """Whether blocks may come and go while their component computes."""
+        return not self.onload == self.preparing == self.computation
 
     @property
     def leaves(self) -> bool:
@@ -71,7 +78,7 @@ def placement_of(
 
     `vram_limit` is in GiB. Raises LoadError for a device that this machine does not have.
     """
-    computation = _place(config, "computation", Place(_numbered(device), dtype))
+    computation = _place(config, "computation", Place(numbered(device), dtype))
     limit = None if vram_limit is None else int(vram_limit * GIB)
     if config.offload_device is None:
         return Placement(computation, computation, computation, computation, None)
@@ -98,10 +105,10 @@ def _place(config: ModelConfig, state: str, default: Place) -> Place:
     if DISK in (dtype, device):
         return Place(DISK, None)
     kind = getattr(torch, dtype) if dtype is not None else default.dtype
-    return Place(_numbered(device) if device is not None else default.device, kind)
+    return Place(numbered(device) if device is not None else default.device, kind)
 
 
-def _numbered(device: torch.device | str) -> str:
+def numbered(device: torch.device | str) -> str:
     """ "cuda" means the first one; tensors say so by number."""
     found = torch.device(device)
     return str(found) if found.index is not None or found.type in ("cpu", "mps") else f"{found.type}:0"

@@ -1,8 +1,4 @@
-"""What a run will need, stage by stage, before anything is loaded: weights by component and the work beside them.
-
-A transformer block holds some 20 token-wide tensors (streams, projections, the feed-forward's fourfold width); the last
-stage of the decoder some six pictures of its width in feature maps. Measured within a third.
-"""
+"""What a run will need, stage by stage, before anything is loaded: weights by component and the work beside them."""
 
 from __future__ import annotations
 
@@ -10,24 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwenimage_core.memory.budget import blocks_that_fit
+from qwenimage_core.memory.budget import fit
+from qwenimage_core.memory.placement import Placement
+from qwenimage_core.memory.sizes import Sizes, Work
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.component import Component
     from qwenimage_core.plan import Plan
 
-TENSORS_A_TOKEN, MAPS_A_PIXEL = 20, 6
+Placed = tuple[Sizes, Placement]
 
 
 @dataclass(frozen=True)
 class Share:
-    """A component in a stage: bytes on the device, of which the buffers of its stream, and how many blocks stay."""
+    """A component in a stage: bytes on the device, of which the buffers of its stream, and how many blocks stay. `host`
+    are bytes that wait in host memory for an accelerator."""
 
     component: str
     nbytes: int
     buffers: int = 0
     blocks: int = 0
     of_blocks: int = 0
+    host: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,64 +43,81 @@ class Stage:
         return self.working + sum(share.nbytes for share in self.shares)
 
 
-def stages(plans: Sequence[Plan], components: Mapping[str, Sequence[Component]]) -> tuple[Stage, ...]:
-    """Encoding, denoising, decoding. Raises MemoryLimitError where a component's limit cannot be kept."""
-    vae, transformer = components["vae"][0], components["transformer"][0]
-    picture = max(decoding_bytes(plan, vae.itemsize) for plan in plans)
-    step = max(denoising_bytes(plan, transformer.itemsize) for plan in plans)
-    named = [
-        (name + (f"/{i}" if len(several) > 1 else ""), c)
-        for name, several in components.items()
-        for i, c in enumerate(several)
-    ]
-    encoding = [(name, c) for name, c in named if not c.spec.denoises]
-    denoising = [(name, c) for name, c in named if c.spec.denoises]
+def stages_of(parts: Sequence[Placed], work: Work, used: int = 0) -> tuple[Stage, ...]:
+    """Encoding, denoising, decoding. `used` is in use on the device already, by others or by this process.
+
+    Raises MemoryLimitError where a component's limit cannot be kept.
+    """
+    names = {
+        "encode": [s.name for s, _ in parts if not s.denoises and (work.pictures or s.name != "vae")],
+        "denoise": [s.name for s, _ in parts if s.denoises],
+        "decode": [s.name for s, _ in parts if s.name == "vae"],
+    }
     found = []
-    for title, acting, working in (
-        ("encode", encoding, picture),
-        ("denoise", denoising, step),
-        ("decode", [("vae", vae)], picture),
-    ):
-        there = [name for name, _ in acting]
-        # one after the other where they leave, together where they stay
-        shares = [_share(name, c, working) for name, c in acting]
-        staying = [_share(name, c, 0) for name, c in named if name not in there and not c.placement.leaves]
-        leaving = [s for s, (_, c) in zip(shares, acting, strict=True) if c.placement.leaves]
-        if title == "encode" and leaving:
-            largest = max(leaving, key=lambda share: share.nbytes)
-            shares = [s for s in shares if s not in leaving or s is largest]
-        found.append(Stage(title, (*shares, *staying), working))
+    for stage, acting in names.items():
+        working: int = getattr(work, stage)
+        seen = work.pictures and stage == "encode"
+        taken, shares = used + working, []
+        # what may have to stream takes what the others leave
+        for sizes, placement in sorted(parts, key=lambda part: part[0].buffers):
+            if sizes.name in acting or not placement.leaves:
+                share = share_of(sizes, placement, taken, seen)
+                taken += share.nbytes
+                shares.append(share)
+        order = {sizes.name: number for number, (sizes, _) in enumerate(parts)}
+        found.append(Stage(stage, tuple(sorted(shares, key=lambda s: order[s.component])), working))
     return tuple(found)
 
 
-def expected_peak(plans: Sequence[Plan], components: Mapping[str, Sequence[Component]]) -> int:
-    """Of the largest stage."""
-    return max(stage.nbytes for stage in stages(plans, components))
+def share_of(sizes: Sizes, placement: Placement, taken: int = 0, pictures: bool = False) -> Share:
+    """One component while it computes, where `taken` bytes are in use by all else."""
+    computes, preparing, rest = placement.computation, placement.preparing, placement.onload
+    assert computes.dtype is not None and preparing.dtype is not None
+    size = computes.dtype.itemsize
+    base = sizes.base * size
+    if pictures and not placement.streams:
+        base += sum(sizes.later) * size
+    blocks = [count * preparing.dtype.itemsize for count in sizes.blocks]
+    stay = len(blocks)
+    if placement.limit is not None:
+        room = placement.limit - taken - base
+        stay = fit(
+            sizes.name,
+            blocks,
+            sizes.buffers,
+            room,
+            placement.limit,
+            as_they_compute=preparing == computes,
+        )
+    others = 0 if rest.dtype is None else sum(sizes.blocks[stay:]) * rest.dtype.itemsize
+    moving = rest != computes and (stay < len(blocks) or preparing != computes)
+    buffers = sizes.buffers if moving else 0
+    here = rest.device == computes.device
+    return Share(
+        sizes.name,
+        base + sum(blocks[:stay]) + buffers + (others if here else 0),
+        buffers,
+        stay if moving else len(blocks),
+        len(blocks),
+        0 if here else others,
+    )
 
 
-def _share(name: str, component: Component, working: int) -> Share:
-    blocks, place = component.blocks, component.placement
-    assert place.preparing.dtype is not None
-    stay = len(blocks.units)
-    if place.limit is not None:
-        stay = blocks_that_fit(component, place.limit - component.base_bytes - working, place.limit)
-    kept = sum(unit.nbytes(place.preparing.dtype) for unit in blocks.units[:stay])
-    moving = stay < len(blocks.units) or place.preparing != place.computation
-    buffers = blocks.buffer_bytes() if moving else 0
-    return Share(name, component.base_bytes + kept + buffers, buffers, stay, len(blocks.units))
+def placed(components: Mapping[str, Sequence[Component]]) -> list[Placed]:
+    """All components with their placements of now; several of a kind are numbered."""
+    return [(Sizes.of(name, component), component.placement) for name, component in named(components)]
 
 
-def denoising_bytes(plan: Plan, itemsize: int) -> int:
-    """Working memory of a step."""
-    tokens = max(branch.layout.tokens for branch in plan.branches) * len(plan.seeds)
-    return TENSORS_A_TOKEN * tokens * plan.backbone.token_width * itemsize
+def named(components: Mapping[str, Sequence[Component]]) -> list[tuple[str, Component]]:
+    return [
+        (name + (f"/{i}" if len(several) > 1 else ""), component)
+        for name, several in components.items()
+        for i, component in enumerate(several)
+    ]
 
 
-def decoding_bytes(plan: Plan, itemsize: int) -> int:
-    """Working memory of the VAE for one picture, or for one tile of it."""
-    request = plan.request
-    pixels = request.height * request.width
-    if request.tiled:
-        side = request.tile_size * plan.backbone.vae_scale
-        pixels = min(pixels, side * side)
-    return MAPS_A_PIXEL * pixels * plan.backbone.vae_width * itemsize
+def stages(
+    plans: Sequence[Plan], components: Mapping[str, Sequence[Component]], used: int = 0
+) -> tuple[Stage, ...]:
+    """Of the plans of one request, see `stages_of`."""
+    return stages_of(placed(components), Work.of(plans, components), used)

@@ -66,8 +66,9 @@ class Stream:
         self._arrange([place] * len(self.units))
 
     def close(self) -> None:
-        """Give all memory back, buffers too."""
+        """Give all memory back, buffers too, and leave the modules alone until units are settled again."""
         self.park(Place(DISK, None))
+        self._stop()
 
     def _arrange(self, places: Sequence[Place]) -> None:
         self._stop()

@@ -8,7 +8,8 @@ patch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,6 +51,7 @@ PUBLISHED_CONFIG: Mapping[str, Any] = {
 }
 """Qwen2.5-VL-7B, for checkpoints with no config.json beside them."""
 
+REMEMBERED = 64  # prompts; one of 300 tokens takes 2 MB
 VISION_THETA = 10000.0  # base of the vision tower's rotary frequencies, where config.json does not state it
 
 
@@ -149,11 +151,13 @@ class PromptEncoder:
         preparation: PicturePreparation | None = None,
         *,
         positions: Literal["multimodal", "flat"] = "multimodal",
+        unchanged: Callable[[], bool] = lambda: False,
     ) -> None:
         self.tokenizer = tokenizer
         self.preparation = preparation or PicturePreparation()
         self.positions = positions
-        self._encoder = encoder
+        self._encoder, self._unchanged = encoder, unchanged
+        self._remembered: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def prepare(
         self, prompt: str, template: PromptTemplate | str = T2I, pictures: Sequence[Image] = ()
@@ -164,6 +168,17 @@ class PromptEncoder:
 
     def run(self, prepared: PreparedPrompt) -> Tensor:
         """text_LD: the hidden state after the final norm, the system part of the template dropped."""
+        if prepared.pictures or torch.is_grad_enabled() or not self._unchanged():
+            return self._compute(prepared)
+        key = (tuple(prepared.prompt.ids), prepared.prompt.dropped, self.positions)
+        if key not in self._remembered:
+            self._remembered[key] = self._compute(prepared)
+            if len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        self._remembered.move_to_end(key)
+        return self._remembered[key]
+
+    def _compute(self, prepared: PreparedPrompt) -> Tensor:
         encoder, tokens = self._encoder(), prepared.prompt
         self._check(encoder)
         patches = [self.preparation.patches(picture) for picture in prepared.pictures]

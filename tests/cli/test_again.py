@@ -99,7 +99,11 @@ def test_without_guidance(run, draw) -> None:
 
 def test_json_and_output_rules(run, draw) -> None:
     draw("x", "--seed", 4, "-o", "a.png")
-    assert run("again", "a.png", "-o", "b.webp", "--json").json == {"path": "b.webp", "seed": 4}
+    assert run("again", "a.png", "-o", "b.webp", "--json").json == {
+        "path": "b.webp",
+        "seed": 4,
+        "peak_bytes": None,
+    }
     done = run("again", "a.png", "-o", "b.webp")
     assert done.code == 1 and "exists already" in done.err
     assert run("again", "a.png", "-o", "b.webp", "--overwrite").code == 0

@@ -44,6 +44,16 @@ def test_what_one_branch_has_alone_is_said_of_it(told: list[str]) -> None:
     assert "  attention: every token sees every token, no mask" not in told[: len(told) - len(negative)]
 
 
+def test_memory_is_told_stage_by_stage(make_pipe: MakePipe, small: dict[str, Any]) -> None:
+    explanation = make_pipe().explain("x", **small)
+    lines = str(explanation).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("expected peak memory: "))
+    assert [line.split()[0] for line in lines[at + 1 :]] == ["encode", "denoise", "decode"]
+    assert "transformer" in lines[at + 2] and "work" in lines[at + 2]
+    facts = explanation.as_dict()
+    assert facts["expected_peak_bytes"] == max(stage["bytes"] for stage in facts["memory"]["stages"])
+
+
 class Window(Nudge):
     """A residual in some blocks and steps."""
 

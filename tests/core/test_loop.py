@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
+from qwenimage_core import QwenImagePipeline, Residual, hookimpl
 from qwenimage_core.errors import DenoiseError
 from qwenimage_core.inputs import Blend
 from qwenimage_core.loop import denoise, guide
 from qwenimage_core.schedule import published
+
+from .example_plugins import Nudge
 
 
 def test_the_true_velocity_lands_on_the_picture() -> None:
@@ -50,6 +56,24 @@ def test_values_that_are_not_finite_stop_the_run_at_once() -> None:
         denoise(velocity, torch.zeros(1, 2, 4), [1.0, 0.7, 0.5, 0.2, 0.0])
     assert seen == [0, 1]
     assert "8 of 8 values" in str(error.value)
+
+
+def test_values_that_are_not_finite_name_what_was_active(
+    make_pipe: Callable[..., QwenImagePipeline], small: dict[str, Any]
+) -> None:
+    class Broken(Nudge):
+        @hookimpl
+        def residual_inject(self) -> list[Residual]:
+            return [
+                Residual(name="push", delta=lambda block, step, tokens: tokens * float("nan"), steps=(1,))
+            ]
+
+    with pytest.raises(DenoiseError, match="after step 2 of 3") as error:
+        make_pipe(Broken())("x", **small, nudge=1.0)
+    assert "with plugin nudge" in str(error.value.got)
+    with pytest.raises(DenoiseError) as error:
+        denoise(lambda x, step: x / 0, torch.ones(1, 2, 4), [1.0, 0.0], active=["adapter style"])
+    assert "with adapter style" in str(error.value.got)
 
 
 def test_reports_show_the_guess_of_the_finished_picture() -> None:

@@ -11,7 +11,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
-    ("script", "made"), [("make_hooks", "reference"), ("make_composition", "page"), ("make_models", "page")]
+    ("script", "made"),
+    [
+        ("make_hooks", "reference"),
+        ("make_composition", "page"),
+        ("make_models", "page"),
+        ("make_memory", "page"),
+    ],
 )
 def test_a_page_is_what_its_script_makes(script: str, made: str) -> None:
     names = runpy.run_path(str(DOCS / f"{script}.py"))

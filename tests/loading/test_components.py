@@ -83,7 +83,7 @@ def test_vae_keeps_the_last_temporal_slice_only(tiny: Path) -> None:
 
 def test_text_encoder_without_head_and_with_or_without_vision(tiny: Path) -> None:
     stored = load_file(tiny / FILES["text_encoder"])
-    full = component(tiny, "text_encoder").module.state_dict()
+    full = component(tiny, "text_encoder").load(whole=True).state_dict()
     assert full.keys() == stored.keys() - {"lm_head.weight"}
     assert all(torch.equal(full[name], stored[name]) for name in full)
     alone = component(tiny, "text_encoder", TEXT_ENCODER_ALONE)
@@ -109,8 +109,12 @@ def test_later_names_of_the_text_encoder_load_alike(tiny: Path, tmp_path: Path) 
                 prefix = "model.visual." if head == "visual" else "model.language_model."
                 weights[prefix + rest] = weights.pop(name)
 
-    later = component(changed(tiny, tmp_path, "text_encoder", rename), "text_encoder").module.state_dict()
-    first = component(tiny, "text_encoder").module.state_dict()
+    later = (
+        component(changed(tiny, tmp_path, "text_encoder", rename), "text_encoder")
+        .load(whole=True)
+        .state_dict()
+    )
+    first = component(tiny, "text_encoder").load(whole=True).state_dict()
     assert later.keys() == first.keys()
     assert all(torch.equal(later[name], first[name]) for name in first)
 

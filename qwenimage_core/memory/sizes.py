@@ -1,0 +1,153 @@
+"""How large a component is, and the work of a run beside it: numbers alone, so that a plan needs no weights.
+
+Sizes of components are numbers of values, work is in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwenimage_core.memory.reader import SLOTS
+from qwenimage_core.memory.units import Unit, units
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qwenimage_core.loading.component import Component
+    from qwenimage_core.loading.recognise import ComponentSpec
+    from qwenimage_core.plan import Plan
+
+TENSORS_A_TOKEN, MAPS_A_PIXEL = 20, 6
+MODULATION = 12  # vectors of a block: shift, scale and gate, of both halves, of both streams
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one component, in values: what is always there, its blocks one by one, what only some requests need (`later`),
+    and the parts that a run uses once. `stored` is the dtype of its blocks in the file, the widest there is."""
+
+    name: str
+    base: int
+    blocks: tuple[int, ...] = ()
+    later: tuple[int, ...] = ()
+    once: tuple[int, ...] = ()
+    denoises: bool = False
+    stored: torch.dtype = torch.bfloat16
+    computes: torch.dtype = torch.bfloat16
+
+    @property
+    def kept(self) -> torch.dtype:
+        """In which a streamed component's blocks stay in memory: as stored, unless that is the wider one."""
+        return self.stored if self.stored.itemsize < self.computes.itemsize else self.computes
+
+    @property
+    def whole(self) -> int:
+        """Bytes of all that stays while it computes from memory, in the dtype of computation."""
+        return (self.base + sum(self.blocks)) * self.computes.itemsize
+
+    @property
+    def later_bytes(self) -> int:
+        return sum(self.later) * self.computes.itemsize
+
+    @property
+    def least(self) -> int:
+        """Bytes without which it cannot run: streamed, with no block that stays."""
+        return self.base * self.computes.itemsize + self.buffers
+
+    @property
+    def buffers(self) -> int:
+        """Bytes of a stream's buffers."""
+        return _largest(self.blocks) * self.computes.itemsize
+
+    @classmethod
+    def of(cls, name: str, component: Component) -> Sizes:
+        """Of a component, from its files' headers."""
+        blocks = [leaf for unit in component.blocks.units for leaf in unit.leaves]
+        kinds = {getattr(torch, component.stored_dtype(leaf.name)) for leaf in blocks}
+        stored = max(kinds, key=lambda kind: kind.itemsize, default=component.dtype)
+        return cls.of_module(name, component.spec, component.skeleton, stored, component.dtype)
+
+    @classmethod
+    def of_module(
+        cls, name: str, spec: ComponentSpec, module: nn.Module, stored: torch.dtype, computes: torch.dtype
+    ) -> Sizes:
+        """Of a module on the meta device."""
+        once = units(module, spec.once, computes)
+        later = units(module, spec.later, computes)
+        blocks = units(module, spec.blocks, computes, apart=(*once, *later))
+        counts = _values(blocks), _values(later), _values(once)
+        base = sum(tensor.numel() for tensor in module.state_dict().values()) - sum(map(sum, counts))
+        return cls(name, base, *counts, spec.denoises, stored, computes)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes that each stage needs beside weights. `pictures`: something is encoded by the VAE or seen by the text
+    encoder.
+
+    A transformer block holds some 20 token-wide tensors (streams, projections, the feed-forward's fourfold width); the
+    last stage of the decoder some six pictures of its width in feature maps. Measured within a third.
+    """
+
+    encode: int
+    denoise: int
+    decode: int
+    pictures: bool = False
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan], components: Mapping[str, Sequence[Component]]) -> Work:
+        """The most that any of the plans needs."""
+        vae, transformer = components["vae"][0], components["transformer"][0]
+        pictures = any(plan.images or plan.start or plan.plugins for plan in plans)
+        decode = max(decoding_bytes(plan, vae.itemsize) for plan in plans)
+        step = max(denoising_bytes(plan, transformer.itemsize) for plan in plans)
+        table = max(table_bytes(plan, transformer.itemsize) for plan in plans)
+        once = [unit.nbytes(transformer.dtype) for unit in transformer.once.units]
+        prompt = max(encoding_bytes(plan, components["text_encoder"][0].itemsize) for plan in plans)
+        encode = max(prompt, decode if pictures else 0)
+        return cls(encode, max(step, _largest(once)) + table, decode, pictures)
+
+
+def encoding_bytes(plan: Plan, itemsize: int) -> int:
+    """Working memory of the text encoder for the longest prompt."""
+    tokens = max(branch.layout.tokens - _pictured(branch) for branch in plan.branches)
+    return TENSORS_A_TOKEN * tokens * plan.backbone.text_width * itemsize
+
+
+def denoising_bytes(plan: Plan, itemsize: int) -> int:
+    """Working memory of a step."""
+    tokens = max(branch.layout.tokens for branch in plan.branches) * len(plan.seeds)
+    return TENSORS_A_TOKEN * tokens * plan.backbone.token_width * itemsize
+
+
+def table_bytes(plan: Plan, itemsize: int) -> int:
+    """The modulation of every step, and of time zero where it is needed."""
+    rows = plan.steps + any(branch.layout.zero_slices for branch in plan.branches)
+    return MODULATION * plan.backbone.blocks * plan.backbone.token_width * rows * itemsize
+
+
+def decoding_bytes(plan: Plan, itemsize: int) -> int:
+    """Working memory of the VAE for one picture, or for one tile of it."""
+    request = plan.request
+    pixels = request.height * request.width
+    if request.tiled:
+        side = request.tile_size * plan.backbone.vae_scale
+        pixels = min(pixels, side * side)
+    return MAPS_A_PIXEL * pixels * plan.backbone.vae_width * itemsize
+
+
+def _pictured(branch: Any) -> int:
+    return sum(segment.tokens for segment in branch.layout.segments if segment.kind != "text")
+
+
+def _values(parts: Sequence[Unit]) -> tuple[int, ...]:
+    return tuple(sum(leaf.empty.numel() for leaf in part.leaves) for part in parts)
+
+
+def _largest(sizes: Sequence[int]) -> int:
+    """What a stream's buffers hold: the largest unit and the next."""
+    return sum(sorted(sizes)[-SLOTS:])
