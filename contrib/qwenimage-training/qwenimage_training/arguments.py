@@ -127,6 +127,20 @@ class TrainingArguments(DataArguments):
         None, gt=0, lt=1, description="save an average of the weights over steps instead of the last ones"
     )
     bf16_timesteps: bool = Field(False, description="round timesteps to bfloat16, as DiffSynth-Studio does")
+    log_with: str | None = Field(
+        None, description="comma list of logs beside log.jsonl: tensorboard, wandb, trackio"
+    )
+    validation_steps: int | None = Field(
+        None, ge=1, description="look every so many steps: draw validation_prompts, judge validation_rows"
+    )
+    validation_prompts: str | None = Field(
+        None, description="a prompt, or a .txt file with one a line, drawn with fixed seeds"
+    )
+    validation_rows: str | None = Field(
+        None, description="rows to judge: so many that the dataset loses at its end, or a metadata file"
+    )
+    validation_inference_steps: int = Field(20, ge=1, description="steps of the pictures of a validation")
+    validation_cfg_scale: float = Field(4.0, ge=1, description="guidance of the pictures of a validation")
     save_total_limit: int | None = Field(None, ge=1, description="keep only the newest saved files")
     save_state: bool = Field(True, description="keep what an exact resume needs beside the newest saved file")
     resume: bool = Field(False, description="go on where the run in output_path stopped")
@@ -160,6 +174,11 @@ class TrainingArguments(DataArguments):
             raise ValueError(f"overwrite_cache does nothing without the task {self.objective}:{STAGES[0]}")
         if self.resume and self.stage == STAGES[0]:
             raise ValueError("resume is for training: a cache goes on where it stopped by itself")
+        looked_at = self.validation_prompts or self.validation_rows
+        if bool(self.validation_steps) != bool(looked_at):
+            raise ValueError(
+                "validation_steps says when, validation_prompts and validation_rows what to look at: give both sides"
+            )
         if self.resume and not self.save_state:
             raise ValueError("resume needs the state that save_state keeps: leave one of them out")
         if self.model_paths is not None:

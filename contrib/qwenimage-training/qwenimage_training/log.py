@@ -15,10 +15,10 @@ class JsonLog:
     """Lines appear at once, so that others may follow. What a stopped run logged beyond the state that it goes on from
     is taken out, so each step stands there once."""
 
-    def __init__(self, folder: Path, steps_done: int) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, steps_done: int, name: str = NAME) -> None:
+        self.path = folder / name
         kept = [line for line in self._lines() if line["step"] <= steps_done] if steps_done else []
-        partial = self.path.with_name(f".{NAME}.{os.getpid()}.partial")
+        partial = self.path.with_name(f".{name}.{os.getpid()}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         partial.replace(self.path)
         self._stream = self.path.open("a", encoding="utf-8")

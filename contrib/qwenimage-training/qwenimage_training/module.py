@@ -43,14 +43,28 @@ class TrainingModule(nn.Module):
 
     def forward(self, samples: Sequence[Sample]) -> torch.Tensor:
         """(B,) losses."""
+        batch = [self.encoded(sample) for sample in samples]
+        return self.objective.losses(self.velocity, batch, [self._draw(sample) for sample in samples])
+
+    def encoded(self, sample: Sample) -> Encoded:
+        """What the encoders make of a sample, or made of it before."""
         pipe = self._plain["pipe"]
+        with torch.enable_grad():  # so that it shows which of them are being trained
+            return self.remembered.encoded(
+                sample, lambda sample: encode_sample(sample, dtype=pipe.dtype, device=pipe.device)
+            )
 
-        def encode(sample: Sample) -> Encoded:
-            return encode_sample(sample, dtype=pipe.dtype, device=pipe.device)
+    @property
+    def velocity(self) -> VelocityModel:
+        return self._velocity["model"]
 
-        batch = [self.remembered.encoded(sample, encode) for sample in samples]
-        draws = [draw_for(self.seed, sample.epoch, sample.index) for sample in samples]
-        return self.objective.losses(self._velocity["model"], batch, draws)
+    def levels(self, samples: Sequence[Sample]) -> list[float]:
+        """The noise level that each sample is trained at; none for an objective that takes several at once."""
+        level = getattr(self.objective, "noise_level", None)
+        return [] if level is None else [level(self._draw(sample)) for sample in samples]
+
+    def _draw(self, sample: Sample) -> torch.Generator:
+        return draw_for(self.seed, sample.epoch, sample.index)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter that has gradients, in a fixed order."""

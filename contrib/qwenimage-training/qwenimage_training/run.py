@@ -12,6 +12,7 @@ from qwenimage_training.cache.make import CacheMaker
 from qwenimage_training.data.dataset import TrainingDataset
 from qwenimage_training.engines.launcher import make_accelerator
 from qwenimage_training.errors import TrainingError
+from qwenimage_training.following import following, hold_out
 from qwenimage_training.fp8 import store_in_fp8
 from qwenimage_training.opening import open_pipeline
 from qwenimage_training.planning import open_dataset
@@ -45,6 +46,8 @@ def make_trainer(
             f"The task {arguments.task} trains nothing.", mend="call make_cache, or give another task"
         )
     dataset = open_dataset(arguments)
+    held_out = hold_out(arguments, dataset)
+    callbacks = [*callbacks, *following(arguments, held_out)]
     accelerator = make_accelerator(arguments)
     registry = registry or PluginRegistry.discover(arguments.plugin)
     known = dataset.manifest["backbone"] if isinstance(dataset, CachedDataset) else None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from qwenimage_training.callbacks import Callback, StepReport
+from qwenimage_training.callbacks import Callback, StepReport, by_level
 from qwenimage_training.checkpoint import State, Writers, clear_partial, load_state, save_state
 from qwenimage_training.data.batches import BatchSampler, Position
 from qwenimage_training.data.dropout import Dropout
@@ -60,6 +60,11 @@ FREE = (
     *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "initialize_model_on_cpu"),
     *(
         "cache_encoded",
+        "log_with",
+        "validation_steps",
+        "validation_prompts",
+        "validation_inference_steps",
+        "validation_cfg_scale",
         "lora_checkpoint",
         "lora_trigger",
         "model",
@@ -136,6 +141,7 @@ class Trainer:
             unit="step",
         )
         losses: list[float] = []
+        levels: list[float] = []
         began = time.perf_counter()
         for samples in self._samples():
             last = (self.batches + 1) % arguments.gradient_accumulation_steps == 0
@@ -144,6 +150,7 @@ class Trainer:
                 self._check(loss_B, samples)
                 self.engine.backward(loss_B.mean(), last)
             losses += loss_B.tolist()
+            levels += self.module.levels(samples)
             self.batches += 1
             if not last:
                 continue
@@ -152,10 +159,10 @@ class Trainer:
             self._check_norm(norm, samples)
             self.steps += 1
             seconds, began = time.perf_counter() - began, time.perf_counter()
-            loss = self._report(losses, norm, rate, seconds)
+            loss = self._report(losses, levels, norm, rate, seconds)
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.2e}")
-            losses = []
+            losses, levels = [], []
             self._save_if_due()
             if self.steps >= self.total_steps:
                 break
@@ -263,13 +270,17 @@ class Trainer:
         self.engine.restore(state)
         self.batches, self.steps, self.saved = state.batches, state.steps, list(state.saved)
 
-    def _report(self, losses: Sequence[float], norm: float, rate: float, seconds: float) -> float:
+    def _report(
+        self, losses: Sequence[float], levels: Sequence[float], norm: float, rate: float, seconds: float
+    ) -> float:
         """Log a step and tell the callbacks; the mean loss of its samples in all processes."""
         counted = torch.tensor([sum(losses), len(losses)], device=self.accelerator.device)
         total, samples = self.accelerator.reduce(counted, "sum").tolist()
         loss, epoch = total / samples, (self.batches - 1) // self.batches_an_epoch
         report = StepReport(
-            self.steps, self.batches, epoch, loss, norm, rate, round(seconds, 4), round(samples)
+            *(self.steps, self.batches, epoch, loss, norm, rate, round(seconds, 4), round(samples)),
+            samples_per_second=round(samples / max(seconds, 1e-9), 3),
+            loss_by_level=by_level(levels, losses),
         )
         if self.log is not None:
             self.log.write(asdict(report))

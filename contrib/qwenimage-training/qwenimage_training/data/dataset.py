@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -55,6 +56,13 @@ class TrainingDataset(Dataset[Row]):
             fixed = self.reader.sizes.fixed
             self._sizes = [fixed or self.reader.target_size(record) for record in self.records]
         return self._sizes * self.repeat
+
+    def take_out(self, count: int) -> TrainingDataset:
+        """The last `count` rows as a dataset of their own, once each; this one is without them from now on."""
+        other = copy(self)
+        other.records, other.repeat, other._sizes = self.records[-count:], 1, None
+        self.records, self._sizes = self.records[:-count], None
+        return other
 
     def digest(self) -> str:
         """sha256 of the rows (all columns, in their order) and of each file's name, size and modification time.

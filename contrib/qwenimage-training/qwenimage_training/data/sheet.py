@@ -41,7 +41,7 @@ def _cell(sheet: Image.Image, corner: tuple[int, int], record: Record, index: in
         row = reader.read(record, index)
     except QwenImageError as error:
         draw.rectangle((x, y, x + SIDE, y + SIDE), outline="red")
-        draw.multiline_text((x + 4, y + 4), _lines(f"{error.what} {error.got}", 26, 11), fill="red")
+        draw.multiline_text((x + 4, y + 4), lines_of(f"{error.what} {error.got}", 26, 11), fill="red")
         return
     beside = [column for column in reader.file_keys if column in row.fields and column != "image"]
     target, *others = [picture for column in ("image", *beside) for picture in _listed(row.fields[column])]
@@ -51,7 +51,7 @@ def _cell(sheet: Image.Image, corner: tuple[int, int], record: Record, index: in
     more = f" (+{len(others) - 2})" if len(others) > 2 else ""
     label = f"{index + 1}: {target.width} x {target.height}{more}"
     draw.text((x, y + SIDE + 4), label, fill="gray")
-    draw.multiline_text((x, y + SIDE + 18), _lines(row.prompt or "(no prompt)", LETTERS, 3), fill="black")
+    draw.multiline_text((x, y + SIDE + 18), lines_of(row.prompt or "(no prompt)", LETTERS, 3), fill="black")
 
 
 def _listed(value: Image.Image | list[Image.Image]) -> list[Image.Image]:
@@ -66,7 +66,7 @@ def _paste(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int], si
     ImageDraw.Draw(sheet).rectangle(outline, outline="lightgray")
 
 
-def _lines(text: str, letters: int, count: int) -> str:
+def lines_of(text: str, letters: int, count: int) -> str:
     """Text broken into lines; what pillow's own font lacks becomes a question mark."""
     plain = text.encode("latin-1", "replace").decode("latin-1")
     return "\n".join(textwrap.wrap(plain, letters, max_lines=count, placeholder=" ..."))

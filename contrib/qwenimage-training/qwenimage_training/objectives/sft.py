@@ -75,6 +75,10 @@ class FlowMatching:
         ]
         return self.losses_at(velocity, batch, places, noises)
 
+    def noise_level(self, draw: torch.Generator) -> float:
+        """The level that `losses` gives a sample with these dice."""
+        return self.level(int(torch.randint(STEPS, (1,), generator=draw)))[0]
+
     def losses_at(
         self,
         velocity: Velocity,
