@@ -11,7 +11,7 @@ import torch
 from qwenimage_core.memory.placement import Placement
 from qwenimage_core.memory.plan import Stage, stages_of
 from qwenimage_core.memory.presets import Machine, choose
-from qwenimage_core.memory.sizes import MAPS_A_PIXEL, MODULATION, TENSORS_A_TOKEN, Sizes, Work
+from qwenimage_core.memory.sizes import MODULATION, TENSORS_A_TOKEN, Sizes, Work, picture_bytes
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.recognise import ComponentSpec
@@ -44,10 +44,7 @@ class Job:
     def work(self, backbone: BackboneDescription, transformer: Sizes) -> Work:
         """What the stages need beside weights, counted as for a plan."""
         size = transformer.computes.itemsize
-        pixels = self.height * self.width
-        if self.tile is not None:
-            pixels = min(pixels, (self.tile * backbone.vae_scale) ** 2)
-        decode = MAPS_A_PIXEL * pixels * backbone.vae_width * size
+        decode = picture_bytes(backbone, self.height * self.width, self.tile, size)
         prompt = TENSORS_A_TOKEN * self._text * backbone.text_width * size
         step = TENSORS_A_TOKEN * self.tokens(backbone) * backbone.token_width * size
         rows = self.steps + (self.references > 0)

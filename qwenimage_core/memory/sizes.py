@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from qwenimage_core.loading.component import Component
     from qwenimage_core.loading.recognise import ComponentSpec
+    from qwenimage_core.models.backbone import BackboneDescription
     from qwenimage_core.plan import Plan
 
 TENSORS_A_TOKEN, MAPS_A_PIXEL = 20, 6
@@ -131,13 +132,20 @@ def table_bytes(plan: Plan, itemsize: int) -> int:
 
 
 def decoding_bytes(plan: Plan, itemsize: int) -> int:
-    """Working memory of the VAE for one picture, or for one tile of it."""
+    """Working memory of the VAE for one picture, or for one tile of it and the sums of all tiles."""
     request = plan.request
-    pixels = request.height * request.width
-    if request.tiled:
-        side = request.tile_size * plan.backbone.vae_scale
-        pixels = min(pixels, side * side)
-    return MAPS_A_PIXEL * pixels * plan.backbone.vae_width * itemsize
+    tile = request.tile_size if request.tiled else None
+    return picture_bytes(plan.backbone, request.height * request.width, tile, itemsize)
+
+
+def picture_bytes(backbone: BackboneDescription, pixels: int, tile: int | None, itemsize: int) -> int:
+    """The same in numbers; `tile` is a tile's side in latent pixels."""
+    maps = MAPS_A_PIXEL * backbone.vae_width * itemsize
+    if tile is None:
+        return maps * pixels
+    # float32: the sum, the sum of weights, and the quotient
+    sums = 4 * (2 * backbone.image_channels + 1) * pixels
+    return maps * min(pixels, (tile * backbone.vae_scale) ** 2) + sums
 
 
 def _pictured(branch: Any) -> int:
