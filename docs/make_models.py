@@ -48,7 +48,8 @@ its picture differs a little."""
 TRAINING = """## Training
 
 With `pip install "qwenimage-core[train]"`; a dash where no training of that kind has been published. Data and the other
-options are those of `qwenimage train --help`."""
+options are those of `qwenimage train --help`. Validation draws the example of the table above with the trained LoRA
+(or with full weights: `--full FILE`), and puts what training began from beside it."""
 
 
 def page() -> str:
@@ -130,7 +131,8 @@ def training(recipe: Recipe) -> tuple[str | None, str | None, str | None]:
         f"qwenimage train --recipe {recipe.name} --mode {mode}" if mode in modes else None
         for mode in ("full", "lora")
     )
-    return full, lora, f"qwenimage validate --recipe {recipe.name}" if modes else None
+    last = "--lora models/epoch-4.safetensors" if lora else "--full models/epoch-1.safetensors"
+    return full, lora, f"qwenimage validate --recipe {recipe.name} {last}" if modes else None
 
 
 def _option(field: str, value: Any) -> Iterator[str]:

@@ -21,7 +21,9 @@ def commands(app: typer.Typer) -> None:
     from qwenimage_training.cli import add_train
     from qwenimage_training.data.check_command import register
     from qwenimage_training.engines import add_engines
+    from qwenimage_training.validate_command import add_validate
 
     add_train(app)
     add_engines(app)
     register(app)
+    add_validate(app)
