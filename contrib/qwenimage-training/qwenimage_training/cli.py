@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 import typer
 from rich.markup import escape
 
+from qwenimage_core.errors import RequestError
 from qwenimage_training.arguments import TrainingArguments
 from qwenimage_training.data.arguments import DataArguments
 from qwenimage_training.settings import merged, read_config, validated
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
+
+    from qwenimage_core.registry import PluginRegistry
 
 OWN = "What to train"
 NO = "no_"
@@ -35,6 +38,11 @@ def train(
     mode: Annotated[str | None, _own("--mode", "full or lora: the published values for either")] = None,
     config: Annotated[str | None, _own("--config", "options from a .yaml or .toml file")] = None,
     print_config: Annotated[bool, _own("--print_config", "print what would run, as YAML, and stop")] = False,
+    dry_run: Annotated[
+        bool, _own("--dry_run", "say steps, memory and time, and stop; writes nothing")
+    ] = False,
+    no_measure: Annotated[bool, _own("--no_measure", "with --dry_run: run no step, estimate")] = False,
+    as_json: Annotated[bool, _own("--json", "with --dry_run: one JSON object on stdout")] = False,
     **given: Any,
 ) -> None:
     """Train a model, or a LoRA for it, on pictures with prompts.
@@ -50,8 +58,15 @@ def train(
     registry = PluginRegistry.discover(plugins)
     found = find_recipe(recipe, registry) if recipe else None
     arguments = validated(merged(mode, found, written, given))
+    if (no_measure or as_json) and not dry_run:
+        raise RequestError(
+            "--no_measure and --json do nothing without --dry_run.", mend="add it, or leave them out"
+        )
     if print_config:
         print(as_yaml(arguments), end="")
+        return
+    if dry_run:
+        _forecast(arguments, registry, measure=not no_measure, as_json=as_json)
         return
     from qwenimage_training.run import make_cache, run
 
@@ -59,6 +74,19 @@ def train(
         print(make_cache(arguments, registry))
     else:
         run(arguments, registry)
+
+
+def _forecast(
+    arguments: TrainingArguments, registry: PluginRegistry, *, measure: bool, as_json: bool
+) -> None:
+    from qwenimage_training.dry_run import forecast, show
+    from qwenimage_training.run import make_trainer
+
+    found = forecast(make_trainer(arguments, registry), measure=measure)
+    if as_json:
+        print(json.dumps(found.as_dict()))
+    else:
+        show(found)
 
 
 def as_yaml(arguments: TrainingArguments) -> str:
