@@ -15,6 +15,7 @@ from qwenimage_core.cli.report import columns
 from qwenimage_core.cli.session import Json
 from qwenimage_core.errors import QwenImageError
 from qwenimage_core.loading.bundle import MODELS_GROUP, WEIGHTS, find_bundle
+from qwenimage_core.loading.checkpoint import WEIGHTS as WEIGHT_FILES
 from qwenimage_core.loading.checkpoint import Checkpoint
 from qwenimage_core.loading.config import ModelConfig
 from qwenimage_core.loading.recognise import CORE_COMPONENTS, ComponentSpec, recognise
@@ -78,7 +79,12 @@ def _installed(specs: Sequence[ComponentSpec]) -> list[dict[str, Any]]:
 
 def _local(base: Path, specs: Sequence[ComponentSpec]) -> list[dict[str, Any]]:
     """Models below `base`: folders in hub layout, and folders with weights of their own, as hubs name them."""
-    weights = {file.parent for depth in (1, 2, 3) for file in base.glob("*/" * depth + "*.safetensors")}
+    weights = {
+        file.parent
+        for depth in (1, 2, 3)
+        for kind in WEIGHT_FILES
+        for file in base.glob("*/" * depth + f"*{kind}")
+    }
     homes = {folder.parent if folder.name in WEIGHTS else folder for folder in weights}
     return [
         {
@@ -96,7 +102,7 @@ def _components(folder: Path, specs: Sequence[ComponentSpec]) -> list[dict[str, 
     """Every folder with weights, what it holds, and whether it is complete. Headers only."""
     found = []
     for part in sorted(
-        {file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}.safetensors")}
+        {f.parent for pattern in ("*", "*/*") for kind in WEIGHT_FILES for f in folder.glob(pattern + kind)}
     ):
         entry: dict[str, Any] = {"folder": str(part.relative_to(folder)), "kind": part.name}
         try:

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.errors import LoadError
+from qwenimage_core.loading.encoding import Stored
+from qwenimage_core.loading.float8 import join_scales
+from qwenimage_core.loading.gguf_file import read_gguf
+from qwenimage_core.loading.nf4 import join_blocks
 from qwenimage_core.loading.safetensors_file import TensorInfo, read_header, read_tensor
 from qwenimage_core.loading.shards import (
     INDEX_SUFFIX,
@@ -23,6 +27,7 @@ from qwenimage_core.loading.shards import (
 if TYPE_CHECKING:
     import torch
 
+WEIGHTS = (".safetensors", ".gguf")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 DIGEST_WHOLE = 256 * 2**20
 DIGEST_BLOCK = 2**20
@@ -32,8 +37,9 @@ DIGEST_BLOCKS = 64
 class Checkpoint:
     """Names, shapes, dtypes and places of tensors. Opening one reads headers only; `read` reads one tensor.
 
-    `tensors` maps the names in the files to TensorInfo; `files` are the weight files; `config` is the content of the
-    config.json beside them, or None; `metadata` is what the files' headers carry beside the tensors.
+    Tensors are logical: where a file holds a weight in parts (numbers and scales), they are one tensor here, and `read`
+    decodes it. `tensors` maps the names in the files to TensorInfo; `files` are the weight files; `config` is the
+    content of the config.json beside them, or None; `metadata` is what the files' headers carry beside the tensors.
     """
 
     def __init__(
@@ -79,12 +85,14 @@ class Checkpoint:
             if file.suffix in PICKLES:
                 found = _open_pickle(file, allow_pickle, loaded)
             else:
-                found, more = read_header(file)
+                found, more = read_gguf(file) if file.suffix == ".gguf" else read_header(file)
                 metadata.update(more)
             _refuse_doubles(tensors, found, file)
             tensors.update(found)
         for index in indexes_of(files):
             check_index(index, tensors)
+        if not loaded:
+            tensors = join_scales(join_blocks(tensors))
         return cls(tensors, files, metadata, loaded)
 
     @property
@@ -114,10 +122,23 @@ class Checkpoint:
 
         With a `buffer` (flat, uint8, large enough) the bytes are read into it; the result may be a view of it.
         """
+        stored = self.read_stored(name, buffer)
+        tensor = stored.decode(*stored.parts)
+        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+    def read_stored(self, name: str, buffer: torch.Tensor | None = None) -> Stored:
+        """One tensor as it is in the file, on the CPU, with what decodes it. Only its first part uses the buffer, the
+        scales beside it are small."""
         if name not in self.tensors:
             raise LoadError(f"{self.files[0]} has no tensor {name!r}.")
-        tensor = self._loaded[name] if name in self._loaded else read_tensor(self.tensors[name], buffer)
-        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        info = self.tensors[name]
+        if name in self._loaded:
+            return Stored((self._loaded[name],), _as_it_is)
+        if info.encoding is None:
+            return Stored((read_tensor(info, buffer),), _as_it_is)
+        first, *others = info.encoding.parts
+        parts = (read_tensor(first, buffer), *(read_tensor(part) for part in others))
+        return Stored(parts, info.encoding.decode)
 
     @cached_property
     def _digest(self) -> str:
@@ -140,6 +161,10 @@ class Checkpoint:
         return self._digest
 
 
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
 def _blocks(file: Path, size: int) -> bytes:
     """The SHA-256 of a file's content, or of evenly spaced blocks of a large one."""
     state = hashlib.sha256()
@@ -159,16 +184,15 @@ def _weight_files(path: Path) -> list[Path]:
     if path.name.endswith(INDEX_SUFFIX) and path.is_file():
         return read_index(path).files
     if path.is_file():
-        if path.suffix not in (".safetensors", *PICKLES):
+        if path.suffix not in (*WEIGHTS, *PICKLES):
             raise LoadError(
-                f"{path} is no weight file.", got=path.suffix or "no suffix", expected=".safetensors"
+                f"{path} is no weight file.", got=path.suffix or "no suffix", expected=" or ".join(WEIGHTS)
             )
         return [path]
     if not path.is_dir():
         raise LoadError(f"{path} does not exist.", expected="a safetensors file or a folder with some")
-    files = sorted(path.glob("*.safetensors")) or sorted(
-        file for file in path.iterdir() if file.suffix in PICKLES
-    )
+    there = sorted(path.iterdir())
+    files = [file for file in there if file.suffix in WEIGHTS] or [f for f in there if f.suffix in PICKLES]
     series = {series_of(file) for file in files}
     indexes = sorted(path.glob("*" + INDEX_SUFFIX))
     if not files and not indexes:

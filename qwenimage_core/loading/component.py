@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from qwenimage_core.loading.checkpoint import Checkpoint
+from qwenimage_core.loading.config import DISK
+from qwenimage_core.loading.encoding import Stored
 from qwenimage_core.loading.fit import fit
 from qwenimage_core.loading.recognise import ComponentSpec
-from qwenimage_core.memory.placement import DISK, Place, Placement
+from qwenimage_core.memory.placement import Place, Placement
 from qwenimage_core.memory.stream import Stream
 from qwenimage_core.memory.units import units
 
@@ -200,10 +202,27 @@ class Component:
     def read_into(self, name: str, view: Tensor, staging: Tensor) -> None:
         """One tensor from the file into `view`, through `staging` unless it is stored as it computes."""
         stored = getattr(torch, self.checkpoint.tensors[self._names[name]].dtype)
-        if stored == view.dtype and self.spec.convert is None and view.device.type == "cpu":
+        plain = self.checkpoint.tensors[self._names[name]].encoding is None
+        if plain and stored == view.dtype and self.spec.convert is None and view.device.type == "cpu":
             self.checkpoint.read(self._names[name], buffer=view.flatten().view(torch.uint8))
         else:
             view.copy_(self._stored(name, staging).to(view.device))
+
+    def read_stored(self, name: str, device: str) -> Stored:
+        """One tensor as the file has it, on a device, with what makes the module's tensor of it."""
+        published, convert = self._names[name], self.spec.convert
+        stored = self.checkpoint.read_stored(published)
+        if convert is not None:
+            decode = stored.decode
+            stored = Stored(stored.parts, lambda *parts: convert(published, decode(*parts)))
+        return stored.to(device)
+
+    def stored_dtypes(self) -> frozenset[str]:
+        """In which forms weights rest, in the file and while they wait for their turn: names of torch's dtypes
+        ("bfloat16"), and of encodings ("scaled float8_e4m3fn", "GGUF Q4_K", "nf4")."""
+        places = (self.placement.offload, self.placement.onload, self.placement.preparing)
+        waiting = {str(place.dtype).removeprefix("torch.") for place in places if place.dtype is not None}
+        return frozenset(info.stored_as for info in self.checkpoint.tensors.values()) | waiting
 
     def stored_bytes(self, name: str) -> int:
         """Of one tensor in the file."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from qwenimage_core.errors import LoadError
-from qwenimage_core.loading.checkpoint import Checkpoint
+from qwenimage_core.loading.checkpoint import WEIGHTS, Checkpoint
 from qwenimage_core.loading.component import Component
 from qwenimage_core.loading.config import ModelConfig
 from qwenimage_core.loading.recognise import CORE_COMPONENTS, ComponentSpec, recognise
@@ -59,12 +59,16 @@ def find_components(
 
 def _checkpoints(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
     """The checkpoints in what a ModelConfig stands for: one, or the folders of a repository in hub layout."""
-    if len(paths) == 1 and paths[0].is_dir() and not any(paths[0].glob("*.safetensors")):
-        folders = sorted({file.parent for file in paths[0].glob("*/*.safetensors")})
+    if len(paths) == 1 and paths[0].is_dir() and not _weights(paths[0], "*"):
+        folders = sorted({file.parent for file in _weights(paths[0], "*/*")})
         yield from ([folder] for folder in folders)
         if folders:
             return
     yield paths
+
+
+def _weights(folder: Path, pattern: str) -> list[Path]:
+    return [file for file in folder.glob(pattern) if file.suffix in WEIGHTS]
 
 
 def _absent(absent: Sequence[str], found: Iterable[str], specs: Sequence[ComponentSpec]) -> LoadError:

@@ -34,6 +34,7 @@ DownloadSource = Literal["modelscope", "huggingface"]
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu")
 DISK = "disk"
+STORED = "stored"  # a dtype of its own: as the file has the weights
 STATES = ("offload", "onload", "preparing", "computation")
 PLACEMENT = tuple(f"{state}_{part}" for state in STATES for part in ("dtype", "device"))
 
@@ -164,7 +165,7 @@ class ModelConfig(BaseModel):
     @field_validator(*(name for name in PLACEMENT if name.endswith("dtype")), mode="before")
     @classmethod
     def _dtype(cls, value: object) -> str | None:
-        return None if value is None else dtype_name(value, also=(DISK,))
+        return None if value is None else dtype_name(value, also=(DISK, STORED))
 
     @field_validator(*(name for name in PLACEMENT if name.endswith("device")), mode="before")
     @classmethod
@@ -204,6 +205,11 @@ class ModelConfig(BaseModel):
             if state in ("preparing", "computation") and DISK in (dtype, device):
                 raise LoadError(
                     f'`{state}_*` cannot be "disk".', expected="a dtype and a device that can compute"
+                )
+            if state == "computation" and dtype == STORED:
+                raise LoadError(
+                    '`computation_dtype` cannot be "stored": weights are decoded to compute.',
+                    expected='a dtype, as "bfloat16"',
                 )
         managed = (self.offload_dtype is not None, self.offload_device is not None)
         others = [name for name in PLACEMENT[2:6] if getattr(self, name) is not None]

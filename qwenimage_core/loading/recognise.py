@@ -147,6 +147,7 @@ def _build_transformer(config: Config | None, shapes: Shapes) -> nn.Module:
 
     if config is not None:
         return QwenImageTransformer(TransformerConfig.from_dict(config))
+    shapes = {transformer_name(name): shape for name, shape in shapes.items()}
     warnings.warn(
         "no config.json beside the transformer's weights: its sizes are read from its tensors, but whether it is an "
         "Edit-2511 (zero_cond_t) cannot be; put the model's transformer/config.json beside them",
@@ -154,6 +155,11 @@ def _build_transformer(config: Config | None, shapes: Shapes) -> nn.Module:
         stacklevel=2,
     )
     return QwenImageTransformer(TransformerConfig.from_shapes(shapes))
+
+
+def transformer_name(name: str) -> str:
+    """Files made for ComfyUI put a prefix before every name."""
+    return name.removeprefix("model.").removeprefix("diffusion_model.")
 
 
 def _build_text_encoder(config: Config | None, shapes: Shapes) -> nn.Module:
@@ -213,6 +219,7 @@ TRANSFORMER = ComponentSpec(
         "proj_out.weight",
     ),
     build=_build_transformer,
+    rename=transformer_name,
     blocks=("transformer_blocks.*",),
     once=("transformer_blocks.*.img_mod", "transformer_blocks.*.txt_mod"),
     denoises=True,

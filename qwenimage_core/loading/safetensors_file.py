@@ -22,6 +22,8 @@ from qwenimage_core.errors import LoadError
 if TYPE_CHECKING:
     import torch
 
+    from qwenimage_core.loading.encoding import Encoding
+
 HEADER_LIMIT = 100_000_000
 
 # safetensors name -> (torch name, bytes of one value)
@@ -49,13 +51,20 @@ AGAIN = "delete the file and download it again"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor. `dtype` is torch's name; the bytes are file[start : start + nbytes]."""
+    """What a header says of one tensor. `dtype` is torch's name; the bytes are file[start : start + nbytes], unless an
+    `encoding` has its parts: then `nbytes` is of all of them, and shape and dtype are as decoded."""
 
     shape: tuple[int, ...]
     dtype: str
     file: Path
     start: int
     nbytes: int
+    encoding: Encoding | None = None
+
+    @property
+    def stored_as(self) -> str:
+        """The dtype in the file, or the name of its encoding."""
+        return self.dtype if self.encoding is None else self.encoding.name
 
 
 def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:

@@ -92,7 +92,7 @@ def _complete(root: Path, patterns: tuple[str, ...], found: list[Path]) -> bool:
 def _companions(patterns: tuple[str, ...]) -> list[str]:
     """Patterns of the files that weights need beside them and that patterns of published examples leave out."""
     folders = dict.fromkeys(
-        PurePosixPath(pattern).parent for pattern in patterns if pattern.endswith(".safetensors")
+        PurePosixPath(pattern).parent for pattern in patterns if pattern.endswith((".safetensors", ".gguf"))
     )
     return [str(folder / name) for folder in folders for name in ("config.json", "*" + INDEX_SUFFIX)]
 

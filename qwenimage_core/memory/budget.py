@@ -36,10 +36,9 @@ class Budget:
 def blocks_that_fit(component: Component, room: int, limit: int) -> int:
     """Blocks of a component that fit into `room` bytes."""
     blocks, preparing = component.blocks, component.placement.preparing
-    assert preparing.dtype is not None
     return fit(
         component.spec.name,
-        [unit.nbytes(preparing.dtype) for unit in blocks.units],
+        blocks.resting_bytes(preparing),
         blocks.buffer_bytes(),
         room,
         limit,

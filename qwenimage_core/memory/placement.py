@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwenimage_core.errors import LoadError
+from qwenimage_core.loading.config import DISK, STORED
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.config import ModelConfig
 
-DISK = "disk"
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Place:
-    """A device, or "disk" (then in the dtype of the file, and `dtype` is None)."""
+    """A device, or "disk". `dtype` is None on disk, and where weights stay as the file has them ("stored")."""
 
     device: str
     dtype: torch.dtype | None
@@ -33,7 +33,8 @@ class Place:
         return self.device == DISK
 
     def __str__(self) -> str:
-        return "disk" if self.on_disk else f"{self.device} {str(self.dtype).removeprefix('torch.')}"
+        kind = STORED if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return DISK if self.on_disk else f"{self.device} {kind}"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def _place(config: ModelConfig, state: str, default: Place) -> Place:
     dtype, device = getattr(config, f"{state}_dtype"), getattr(config, f"{state}_device")
     if DISK in (dtype, device):
         return Place(DISK, None)
+    if dtype == STORED:
+        return Place(_numbered(device) if device is not None else default.device, None)
     kind = getattr(torch, dtype) if dtype is not None else default.dtype
     return Place(numbered(device) if device is not None else default.device, kind)
 

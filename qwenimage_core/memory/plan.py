@@ -72,12 +72,12 @@ def stages_of(parts: Sequence[Placed], work: Work, used: int = 0) -> tuple[Stage
 def share_of(sizes: Sizes, placement: Placement, taken: int = 0, pictures: bool = False) -> Share:
     """One component while it computes, where `taken` bytes are in use by all else."""
     computes, preparing, rest = placement.computation, placement.preparing, placement.onload
-    assert computes.dtype is not None and preparing.dtype is not None
+    assert computes.dtype is not None
     size = computes.dtype.itemsize
     base = sizes.base * size
     if pictures and not placement.streams:
         base += sum(sizes.later) * size
-    blocks = [count * preparing.dtype.itemsize for count in sizes.blocks]
+    blocks = sizes.resting(preparing)
     stay = len(blocks)
     if placement.limit is not None:
         room = placement.limit - taken - base
@@ -89,7 +89,7 @@ def share_of(sizes: Sizes, placement: Placement, taken: int = 0, pictures: bool 
             placement.limit,
             as_they_compute=preparing == computes,
         )
-    others = 0 if rest.dtype is None else sum(sizes.blocks[stay:]) * rest.dtype.itemsize
+    others = 0 if rest.on_disk else sum(sizes.resting(rest)[stay:])
     moving = rest != computes and (stay < len(blocks) or preparing != computes)
     buffers = sizes.buffers if moving else 0
     here = rest.device == computes.device

@@ -102,7 +102,7 @@ def _where(place: Place, placement: Placement) -> str:
 
 
 def _kind(place: Place) -> str:
-    return str(place.dtype).removeprefix("torch.")
+    return "stored form" if place.dtype is None else str(place.dtype).removeprefix("torch.")
 
 
 def size(nbytes: int) -> str:

@@ -6,11 +6,12 @@ Sizes of components are numbers of values, work is in bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qwenimage_core.memory.placement import Place
 from qwenimage_core.memory.reader import SLOTS
 from qwenimage_core.memory.units import Unit, units
 
@@ -39,6 +40,13 @@ class Sizes:
     denoises: bool = False
     stored: torch.dtype = torch.bfloat16
     computes: torch.dtype = torch.bfloat16
+    in_file: tuple[int, ...] = ()  # bytes of each block as stored
+
+    def resting(self, place: Place) -> list[int]:
+        """Bytes of each block at a place in memory."""
+        if place.dtype is None:
+            return list(self.in_file)
+        return [count * place.dtype.itemsize for count in self.blocks]
 
     @property
     def kept(self) -> torch.dtype:
@@ -70,7 +78,8 @@ class Sizes:
         blocks = [leaf for unit in component.blocks.units for leaf in unit.leaves]
         kinds = {getattr(torch, component.stored_dtype(leaf.name)) for leaf in blocks}
         stored = max(kinds, key=lambda kind: kind.itemsize, default=component.dtype)
-        return cls.of_module(name, component.spec, component.skeleton, stored, component.dtype)
+        found = cls.of_module(name, component.spec, component.skeleton, stored, component.dtype)
+        return replace(found, in_file=tuple(component.blocks.resting_bytes(Place("cpu", None))))
 
     @classmethod
     def of_module(

@@ -1,8 +1,8 @@
 """The units of one component, of which some stay and the others come to a buffer when they compute.
 
-A unit is *open* (its parameters are in memory as they compute), *held* (in memory, but elsewhere or in another dtype)
-or on disk. Held units and those on disk are put into a buffer by a hook before their module runs, and stay there until
-the next one runs, which was read meanwhile.
+A unit is *open* (its parameters are in memory as they compute), *held* (in memory, but elsewhere, in another dtype, or
+as its file has it) or on disk. Held units and those on disk are put into a buffer by a hook before their module runs,
+and stay there until the next one runs, which was read meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from qwenimage_core.memory.placement import DISK, Place, Placement
+from qwenimage_core.loading.config import DISK
+from qwenimage_core.loading.encoding import Stored
+from qwenimage_core.memory.placement import Place, Placement
 from qwenimage_core.memory.reader import SLOTS, Reader, Slot
 from qwenimage_core.memory.units import Unit
 
@@ -25,6 +27,8 @@ class Source(Protocol):
     def read_into(self, name: str, view: Tensor, staging: Tensor) -> None: ...
 
     def read_as(self, name: str, device: str, dtype: torch.dtype) -> Tensor: ...
+
+    def read_stored(self, name: str, device: str) -> Stored: ...
 
     def stored_bytes(self, name: str) -> int: ...
 
@@ -40,7 +44,7 @@ class Stream:
         self.dtype = _dtype(placement.computation.dtype)
         self.bytes_read = 0
         self.open: frozenset[int] = frozenset()
-        self._held: dict[int, list[Tensor]] = {}
+        self._held: dict[int, list[Tensor | Stored]] = {}
         self._handles: list[Any] = []
         self._reader: Reader | None = None
         self._slots: list[Slot] = []
@@ -87,7 +91,7 @@ class Stream:
             leaf.put(
                 self.source.read_as(leaf.name, str(self.device), self.dtype)
                 if rest is None
-                else rest[at].to(self.device, self.dtype)
+                else _tensor(rest[at], self.device, self.dtype)
             )
         self.open |= {number}
 
@@ -102,12 +106,17 @@ class Stream:
             leaf.clear()
         if place.on_disk:
             return
-        dtype = _dtype(place.dtype)
-        self._held[number] = (
-            [self.source.read_as(leaf.name, place.device, dtype) for leaf in leaves]
-            if rest is None
-            else [tensor.to(place.device, dtype) for tensor in rest]
-        )
+        if place.dtype is None:
+            kept = [stored for stored in rest or () if isinstance(stored, Stored)]
+            self._held[number] = [stored.to(place.device) for stored in kept] or [
+                self.source.read_stored(leaf.name, place.device) for leaf in leaves
+            ]
+        elif rest is None:
+            self._held[number] = [
+                self.source.read_as(leaf.name, place.device, place.dtype) for leaf in leaves
+            ]
+        else:
+            self._held[number] = [_tensor(each, place.device, place.dtype) for each in rest]
 
     # --- what comes and goes ------------------------------------------------------------------------------------
 
@@ -172,6 +181,12 @@ class Stream:
         buffers = sum(slot.flat.numel() for slot in self._slots)
         return opened + sum(t.nbytes for t in held) + buffers
 
+    def resting_bytes(self, place: Place) -> list[int]:
+        """Of each unit at a place in memory."""
+        if place.dtype is not None:
+            return [unit.nbytes(place.dtype) for unit in self.units]
+        return [sum(self.source.stored_bytes(leaf.name) for leaf in unit.leaves) for unit in self.units]
+
     def buffer_bytes(self) -> int:
         """The most that the buffers take: of the two largest units, as they compute."""
         return sum(sorted(unit.nbytes(self.dtype) for unit in self.units)[-SLOTS:])
@@ -184,7 +199,7 @@ class Stream:
         with torch.no_grad(), self._copying():
             if number in self._held:
                 for view, rest in zip(views, self._held[number], strict=True):
-                    view.copy_(rest if rest.device == view.device else rest.to(view.device))
+                    view.copy_(_tensor(rest, view.device))
                 return
             for leaf, view in zip(unit.leaves, views, strict=True):
                 self.source.read_into(leaf.name, view, slot.staging)
@@ -211,6 +226,12 @@ def _before(stream: Stream, number: int) -> Any:
 def _spread(some: int, all_of: int) -> frozenset[int]:
     """`some` of the numbers below `all_of`, as far from each other as they can be."""
     return frozenset(i for i in range(all_of) if (i + 1) * some // all_of > i * some // all_of)
+
+
+def _tensor(rest: Tensor | Stored, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """What waits, on a device; decoded there if it waits as the file has it."""
+    tensor = rest.tensor(device) if isinstance(rest, Stored) else rest.to(device)
+    return tensor.to(dtype if tensor.is_floating_point() else None)
 
 
 def _dtype(dtype: torch.dtype | None) -> torch.dtype:

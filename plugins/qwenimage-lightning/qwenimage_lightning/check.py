@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
-from qwenimage_core.errors import RequestError
+from qwenimage_core.errors import QwenImageWarning, RequestError
 from qwenimage_lightning.recognise import PUBLISHED_STEPS, LightningFile, lora_file
 
 if TYPE_CHECKING:
@@ -108,11 +109,20 @@ def _pictures_at_time_zero(ctx: Context) -> tuple[bool, str]:
 
 
 def _check_base_dtype(ctx: Context, file: LightningFile) -> None:
-    tensors = ctx.components["transformer"][0].checkpoint.tensors.values()
-    float8 = any(tensor.dtype.startswith("float8") for tensor in tensors)
-    if float8 != file.for_fp8_base:
+    """A plain cast to float8 moves the weights more than a few steps forgive. Scaled float8 does not."""
+    component = ctx.components["transformer"][0]
+    float8 = sorted(kind for kind in component.stored_dtypes() if kind.startswith("float8"))
+    if file.for_fp8_base and not float8:
         raise RequestError(
-            f"{file.path.name} was distilled on a base in {'float8' if file.for_fp8_base else '16 bits'}.",
-            got=f"weights in {'float8, cast without scales' if float8 else 'more than 8 bits'}",
+            f"{file.path.name} was distilled on a base in float8.",
+            got="weights in " + ", ".join(sorted(component.stored_dtypes())),
             mend="load the base it was distilled on: the other one gives pictures with a grid over them",
+        )
+    if float8 and not file.for_fp8_base:
+        warnings.warn(
+            f"{component.checkpoint.files[0]} is stored or kept in {float8[0]}, cast without scales: with "
+            f"{file.path.name}, which was distilled on 16 bits, pictures may show a grid; use the weights in bfloat16 "
+            "or scaled fp8 and place them in bfloat16 or as stored",
+            QwenImageWarning,
+            stacklevel=2,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwenimage_core import LoadError, ModelConfig, QwenImagePipeline, RequestError, TransformerOptions
+from qwenimage_core.errors import QwenImageWarning
 from qwenimage_lightning.recognise import LightningFile, family_in, steps_in
 
 from .conftest import lightning_lora
@@ -216,17 +218,37 @@ def test_a_file_for_another_transformer_is_refused(
         pipe.plan(**small, lightning=file)
 
 
-def test_a_base_cast_to_float8_refuses_a_file_for_16_bits(
+def test_a_base_cast_to_float8_warns_of_a_file_for_16_bits(
     open_pipe: Callable[..., QwenImagePipeline], small: Fields, four_steps: Path
 ) -> None:
     pipe = open_pipe("edit")
     file = pipe.components["transformer"][0].checkpoint.files[0]
     tensors = {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for n, t in load_file(file).items()}
     save_file(tensors, file)
-    with pytest.raises(RequestError, match="grid over them"):
+    with pytest.warns(QwenImageWarning, match=r"kept in float8_e4m3fn.*bfloat16 or scaled fp8") as told:
         open_pipe("edit").plan(**small, lightning=four_steps)
+    assert str(file) in str(told[0].message) and four_steps.name in str(told[0].message)
     fp8 = lightning_lora(four_steps.with_name("Qwen-Image-fp8-e4m3fn-Lightning-4steps-V1.0-fp32.safetensors"))
-    assert open_pipe("edit").plan(**small, lightning=fp8).steps == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QwenImageWarning)
+        assert open_pipe("edit").plan(**small, lightning=fp8).steps == 4
+
+
+def test_scaled_float8_is_no_reason_to_warn(
+    open_pipe: Callable[..., QwenImagePipeline], small: Fields, four_steps: Path
+) -> None:
+    file = open_pipe("edit").components["transformer"][0].checkpoint.files[0]
+    tensors = {}
+    for name, tensor in load_file(file).items():
+        tensors[name] = tensor.float()
+        if tensor.ndim == 2:
+            scale = tensors[name].abs().max() / 448
+            tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+            tensors[name.removesuffix("weight") + "weight_scale"] = scale
+    save_file(tensors, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QwenImageWarning)
+        assert open_pipe("edit").plan(**small, lightning=four_steps).steps == 4
 
 
 def test_weights_that_are_no_lora_are_refused(pipe: QwenImagePipeline, small: Fields, tmp_path: Path) -> None:
