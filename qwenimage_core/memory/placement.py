@@ -106,7 +106,7 @@ def _place(config: ModelConfig, state: str, default: Place) -> Place:
     if DISK in (dtype, device):
         return Place(DISK, None)
     if dtype == STORED:
-        return Place(_numbered(device) if device is not None else default.device, None)
+        return Place(numbered(device) if device is not None else default.device, None)
     kind = getattr(torch, dtype) if dtype is not None else default.dtype
     return Place(numbered(device) if device is not None else default.device, kind)
 
