@@ -14,6 +14,8 @@ from qwenimage_core.hooks import hookimpl
 from qwenimage_core.values import Recipe, Residual
 
 if TYPE_CHECKING:
+    import typer
+
     from qwenimage_core.context import Context
     from qwenimage_core.layout import Layout
 
@@ -54,3 +56,10 @@ def residual_inject(ctx: Context, layout: Layout) -> Sequence[Residual]:
     check_target(layout)
     inputs = enumerate(ctx.request.blockwise_controlnet_inputs or (), 1)
     return [residual(ctx, number, given) for number, given in inputs if given.scale]
+
+
+@hookimpl
+def commands(app: typer.Typer) -> None:
+    from qwenimage_blockwise_controlnet.command import app as controlnet
+
+    app.add_typer(controlnet, name="controlnet")
