@@ -80,6 +80,18 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def engines(session: nox.Session) -> None:
+    """Training shared out by DeepSpeed, by two processes on the CPU. pip builds DeepSpeed, so that takes a while."""
+    install(session, *TEST_TOOLS)
+    # not isolated: its build imports the torch that it is for, and none of its own parts is compiled here
+    session.install("setuptools", "wheel", "ninja")
+    built = {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
+    session.install("--no-build-isolation", "-c", str(CONSTRAINTS), "deepspeed>=0.19,<0.20", env=built)
+    tests = "contrib/qwenimage-training/tests/core_side/test_engines.py"
+    session.run("pytest", tests, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Run every example of the README files and of docs/."""
     install(session, *TEST_TOOLS)

@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs
+from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from qwenimage_training.errors import TrainingError
 from qwenimage_training.opening import dtype_of
@@ -22,9 +23,15 @@ CONFIG_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 def make_accelerator(arguments: TrainingArguments) -> Accelerator:
     """Joins the other processes. TrainingError where launcher and options disagree."""
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=arguments.find_unused_parameters)]
+    handlers: list[Any] = [
+        DistributedDataParallelKwargs(find_unused_parameters=arguments.find_unused_parameters)
+    ]
     plugin = _deepspeed(arguments) if _is_set("ACCELERATE_USE_DEEPSPEED") else None
     bf16 = plugin is not None and _says_bf16(arguments)
+    if plugin is not None and not torch.cuda.is_available():
+        handlers.append(
+            InitProcessGroupKwargs(backend="gloo")
+        )  # accelerate has no CPU for DeepSpeed by itself
     # Precision is that of the weights; only DeepSpeed must be told, because it makes its own copies of them.
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", deepspeed_plugin=plugin, kwargs_handlers=handlers
@@ -123,8 +130,6 @@ def _deepspeed(arguments: TrainingArguments) -> DeepSpeedPlugin:
 
 
 def _says_bf16(arguments: TrainingArguments) -> bool:
-    import torch
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return dtype_of(arguments, device) == torch.bfloat16
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qwenimage_training.engines.engine import Engine, Values, refuse_fp8
 from qwenimage_training.errors import TrainingError
-from qwenimage_training.optimizer import Weights, load_optimizer, optimizer_tensors
+from qwenimage_training.optimizer import Weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -86,15 +86,21 @@ class Zero(Engine):
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, numbers = optimizer_tensors(self.optimizer)
         found = {f"weights/{i}": flat.detach() for i, flat in enumerate(self._flat)}
-        return found | {f"optimizer/{name}": t for name, t in tensors.items()}, numbers
+        for i, flat in enumerate(self._flat):
+            found |= {f"optimizer/{i}.{key}": value for key, value in self.optimizer.state[flat].items()}
+        return found, {}
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
+        # by hand: load_state_dict looks for the flat copies in param_groups, where DeepSpeed puts one of them at a time
+        fused = self.optimizer.defaults["fused"]
+        for name, value in state.part("optimizer").items():
+            i, _, key = name.partition(".")
+            flat = self._flat[int(i)]
+            self.optimizer.state[flat][key] = value.to(flat.device if value.ndim or fused else "cpu")
         for name, value in state.part("weights").items():
             self._flat[int(name)].copy_(value)
-        load_optimizer(self.optimizer, state.part("optimizer"), state.numbers)
         if self.stage == 3:
             self.zero._partition_all_parameters()
             for i in range(len(self._flat)):
