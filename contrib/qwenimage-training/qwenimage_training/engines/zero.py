@@ -96,8 +96,8 @@ class Zero(Engine):
         # by hand: load_state_dict looks for the flat copies in param_groups, where DeepSpeed puts one of them at a time
         fused = self.optimizer.defaults["fused"]
         for name, value in state.part("optimizer").items():
-            i, _, key = name.partition(".")
-            flat = self._flat[int(i)]
+            number, _, key = name.partition(".")
+            flat = self._flat[int(number)]
             self.optimizer.state[flat][key] = value.to(flat.device if value.ndim or fused else "cpu")
         for name, value in state.part("weights").items():
             self._flat[int(name)].copy_(value)

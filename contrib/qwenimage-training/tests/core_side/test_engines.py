@@ -69,7 +69,7 @@ def test_a_deepspeed_file_that_says_otherwise_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
     check_launcher(make_arguments(max_grad_norm=1.0), "float32")
-    with pytest.raises(TrainingError, match="gradient_clipping: 1.0"):
+    with pytest.raises(TrainingError, match="gradient_clipping: 1"):
         check_launcher(make_arguments(), "float32")
 
 
