@@ -18,7 +18,7 @@ from qwenimage_core.loading.components import find_components
 from qwenimage_core.loading.recognise import CORE_COMPONENTS
 from qwenimage_core.loading.sources import locate
 from qwenimage_core.models.backbone import BackboneDescription
-from qwenimage_core.models.transformer_config import TransformerConfig
+from qwenimage_core.models.transformer import TransformerConfig
 from qwenimage_core.models.vae import VAEConfig
 from qwenimage_training.data.arguments import names
 

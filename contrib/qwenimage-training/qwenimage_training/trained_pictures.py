@@ -19,7 +19,6 @@ from qwenimage_core.loading.components import find_components
 from qwenimage_core.loading.recognise import CORE_COMPONENTS
 
 if TYPE_CHECKING:
-    from qwenimage_core.pipeline import Generation
     from qwenimage_core.registry import PluginRegistry
     from qwenimage_core.values import Recipe
 
@@ -75,7 +74,8 @@ class Validation:
                 component.release()
         return self._open(self._replaced())
 
-    def draw(self, pipe: QwenImagePipeline, progress: Any = None) -> Generation:
+    def draw(self, pipe: QwenImagePipeline, progress: Any = None) -> Any:
+        """What `QwenImagePipeline.generate` gives for the request."""
         return pipe.generate(**self.request, **({"progress_bar_cmd": progress} if progress else {}))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from qwenimage_core.values import TransformerOptions
-from qwenimage_core.version import __version__
 from qwenimage_training.cache import files
 from qwenimage_training.cache.encoders import RecordingEncoders
 from qwenimage_training.cache.files import Entry, Left
@@ -79,7 +79,7 @@ class CacheMaker:
         chosen = self.arguments.model_dump(mode="json")
         return {
             "versions": {
-                "qwenimage": __version__,
+                "qwenimage": version("qwenimage-core"),
                 **{p.name: p.version for p in self.pipe.registry.loaded if p.fields},
             },
             "task": self.arguments.objective,
