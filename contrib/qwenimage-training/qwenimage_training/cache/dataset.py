@@ -97,6 +97,11 @@ class CachedDataset(Dataset[Row]):
             raise TrainingError(
                 "--dataset_metadata_path does nothing here: the rows are in the cache.", mend="leave it out"
             )
+        if arguments.validation_prompts and arguments.model is None:
+            raise TrainingError(
+                "--validation_prompts needs the encoders, which the second stage does not open.",
+                mend="draw with `qwenimage validate` when it is done, or name a whole model with --model",
+            )
         given = arguments.model_dump(
             mode="json", include=arguments.model_fields_set & set(ENCODING) - {"fp8_models"}
         )

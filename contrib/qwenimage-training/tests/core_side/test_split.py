@@ -172,6 +172,7 @@ def test_a_changed_file_is_refused(stages) -> None:
         ({}, {"mixed_precision": "bf16"}, "another precision"),
         ({}, {"lora_base_model": "text_encoder"}, "made the cache"),
         ({}, {"lora_base_model": "dit", "dataset_metadata_path": "rows.json"}, "rows are in the cache"),
+        ({}, {"validation_prompts": "a cat", "validation_steps": 2}, "needs the encoders"),
         ({"task": "direct_distill:data_process"}, {"task": "direct_distill:train"}, "no seed"),
     ],
 )
