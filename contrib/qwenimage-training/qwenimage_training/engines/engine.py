@@ -4,7 +4,7 @@ out (FSDP2, here; DeepSpeed, in zero.py). The loop knows no difference."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,11 +50,17 @@ class Engine:
     def collecting(self, last: bool) -> Iterator[None]:
         """Around forward and backward of a batch; gradients are exchanged in the `last` one of a step."""
         silent = getattr(self.model, "no_sync", None)
-        if last or silent is None:
-            yield
-        else:
-            with silent():
+        try:
+            with nullcontext() if last or silent is None else silent():
                 yield
+        except RuntimeError as error:
+            if "find_unused_parameters" not in str(error):
+                raise
+            raise TrainingError(
+                "Not every weight that is trained got a gradient, and DDP waits for those that did not.",
+                expected="--find_unused_parameters, as the published modes have it",
+                mend="add --find_unused_parameters",
+            ) from error
 
     def backward(self, loss: Tensor, last: bool) -> None:
         (loss / self.arguments.gradient_accumulation_steps).backward()
