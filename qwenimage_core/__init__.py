@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qwenimage_core.layout import Grid, Layout, Segment
     from qwenimage_core.loading.config import ModelConfig
     from qwenimage_core.loading.recognise import ComponentSpec
+    from qwenimage_core.models.compiled import compile_blocks
     from qwenimage_core.pipeline import Generation, QwenImagePipeline
     from qwenimage_core.plan import Plan
     from qwenimage_core.request import FieldsModel, Picture
@@ -71,6 +72,7 @@ _HOMES = {
     "layout": ("Grid", "Layout", "Segment"),
     "loading.config": ("ModelConfig",),
     "loading.recognise": ("ComponentSpec",),
+    "models.compiled": ("compile_blocks",),
     "pipeline": ("Generation", "QwenImagePipeline"),
     "plan": ("Plan",),
     "request": ("FieldsModel", "Picture"),
@@ -128,6 +130,7 @@ __all__ = [
     "TransformerOptions",
     "Within",
     "__version__",
+    "compile_blocks",
     "hookimpl",
 ]
 

@@ -78,22 +78,24 @@ class Modulator(nn.Sequential):
         return torch.cat([super(Modulator, self).forward(each) for each in embeddings], dim=-2)
 
 
-Runs = Sequence[tuple[int, int, int]]  # (start, stop, timestep row) of consecutive tokens
+Runs = tuple[tuple[int, int, int], ...]  # (start, stop, timestep row) of consecutive tokens
+WHOLE: Runs = ((0, 0, 0),)
+"""A single run is all tokens, however many: here, those of the step's own timestep."""
 
 
-def timestep_runs(tokens: int, zero_rows: Sequence[slice]) -> list[tuple[int, int, int]]:
+def timestep_runs(tokens: int, zero_rows: Sequence[slice]) -> Runs:
     """Cut the first `tokens` image tokens into runs of one timestep row each; `zero_rows` may reach beyond
     them."""
-    runs: list[tuple[int, int, int]] = []
+    runs: Runs = ()
     at = 0
     for zero in sorted(zero_rows, key=lambda rows: rows.start):
         start, stop = min(zero.start, tokens), min(zero.stop, tokens)
         if start < at:
             raise ValueError(f"zero_rows overlap or are negative: {zero_rows}")
-        runs += [(at, start, 0)] if start > at else []
-        runs += [(start, stop, 1)] if stop > start else []
+        runs += ((at, start, 0),) if start > at else ()
+        runs += ((start, stop, 1),) if stop > start else ()
         at = max(at, stop)
-    return runs + ([(at, tokens, 0)] if tokens > at else [])
+    return runs + (((at, tokens, 0),) if tokens > at else ())
 
 
 Rows = Sequence[Tensor]  # (B, 1, D) of each timestep row

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,33 +18,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines of every token's rotation, float32, (S, K). Built once a run by `rope_tables`."""
+    """Cosines and sines of every token's rotation, float32, (S, D): each for both channels of its pair, sines with the
+    sign that the channel takes them with. Built once a run by `rope_tables`."""
 
-    cos_SK: Tensor
-    sin_SK: Tensor
+    cos_SD: Tensor
+    sin_SD: Tensor
 
     def apply(self, x_BHSD: Tensor) -> Tensor:
         """Turn queries or keys; the arithmetic is float32, the result has the dtype of `x_BHSD`."""
         x = x_BHSD.float()
         swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (even, odd) -> (odd, even)
-        cos_SD, sin_SD = self._channels
-        return (x * cos_SD + swapped * sin_SD).to(x_BHSD.dtype)
-
-    @cached_property
-    def _channels(self) -> tuple[Tensor, Tensor]:
-        """Cosines, and sines with the sign of their channel, for each of the D channels."""
-        signed = torch.stack((-self.sin_SK, self.sin_SK), dim=-1).flatten(-2)
-        return self.cos_SK.repeat_interleave(2, dim=-1), signed
+        return (x * self.cos_SD + swapped * self.sin_SD).to(x_BHSD.dtype)
 
     def rows(self, start: int, stop: int) -> Rope:
         """The tables of tokens start..stop-1 only."""
-        return Rope(self.cos_SK[start:stop], self.sin_SK[start:stop])
+        return Rope(self.cos_SD[start:stop], self.sin_SD[start:stop])
 
     def to(self, device: torch.device | str) -> Rope:
-        return Rope(self.cos_SK.to(device), self.sin_SK.to(device))
+        return Rope(self.cos_SD.to(device), self.sin_SD.to(device))
 
     def __len__(self) -> int:
-        return self.cos_SK.shape[0]
+        return self.cos_SD.shape[0]
 
 
 def rope_tables(positions_S3: Tensor, axes_dims: Sequence[int], theta: float = 10000.0) -> Rope:
@@ -64,4 +57,6 @@ def rope_tables(positions_S3: Tensor, axes_dims: Sequence[int], theta: float = 1
         frequencies = 1.0 / torch.pow(theta, exponents)
         angles.append(positions_S3[:, axis, None].float() * frequencies)  # (S, dim/2)
     angles_SK = torch.cat(angles, dim=1)
-    return Rope(angles_SK.cos(), angles_SK.sin())
+    sin_SK = angles_SK.sin()
+    signed_SD = torch.stack((-sin_SK, sin_SK), dim=-1).flatten(-2)  # (S, K, 2) -> (S, D)
+    return Rope(angles_SK.cos().repeat_interleave(2, dim=-1), signed_SD)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from qwenimage_core.models.modulation import StepModulation, TimestepEmbedding
+from qwenimage_core.models.modulation import StepModulation, TimestepEmbedding, timestep_runs
 from qwenimage_core.models.rope import Rope
 from qwenimage_core.models.transformer_block import EPSILON, Attend, RMSNorm, TransformerBlock
 from qwenimage_core.models.transformer_config import Activation, TransformerConfig
@@ -152,19 +152,14 @@ class QwenImageTransformer(nn.Module):
         """
         self._check(x_BNC, text_BLD, rope, modulation, noise_tokens, zero_rows)
         image, text = self.img_in(x_BNC), text_BLD
-        options = (rope, activation or self.config.activation, zero_rows, attend)
+        runs, kept_runs = (timestep_runs(tokens, zero_rows) for tokens in (x_BNC.shape[1], noise_tokens))
+        how = rope, activation or self.config.activation
         last = len(self.transformer_blocks) - 1
         # unbound at once: in the backward pass, one block's share would else be a table of all blocks, mostly zeros
         images_RBE, texts_BE = modulation.image_LRBE.unbind(0), modulation.text_LBE.unbind(0)
         for number, block in enumerate(self.transformer_blocks):
-            inputs = (
-                image,
-                text,
-                images_RBE[number],
-                texts_BE[number],
-                *options,
-                noise_tokens if number == last else None,
-            )
+            keep, kept = (noise_tokens, kept_runs) if number == last else (None, runs)
+            inputs = (image, text, images_RBE[number], texts_BE[number], *how, runs, kept, attend, keep)
             if checkpointing and torch.is_grad_enabled():
                 image, text = checkpoint(block, *inputs, use_reentrant=False)
             else:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qwenimage_core.models.modulation import (
+    WHOLE,
     Modulator,
     Rows,
     Runs,
     add_gated,
     modulate,
-    timestep_runs,
     vectors,
 )
 from qwenimage_core.models.rope import Rope
@@ -133,27 +133,27 @@ class TransformerBlock(nn.Module):
         text_BE: Tensor,
         rope: Rope,
         activation: Activation,
-        zero_rows: Sequence[slice] = (),
+        runs: Runs = WHOLE,
+        kept_runs: Runs = WHOLE,
         attend: Attend | None = None,
         keep: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Both streams after this block. With `keep` (the last block) the image stream is its first `keep`
-        tokens and the text stream is returned as it came, because nobody reads what would become of it."""
+        tokens and the text stream is returned as it came, because nobody reads what would become of it. `runs`
+        are the image tokens' timestep rows, `kept_runs` those of the tokens that are returned."""
         image_mod, text_mod = vectors(image_RBE), vectors(text_BE.unsqueeze(0))
-        runs, text_runs = timestep_runs(image_BND.shape[1], zero_rows), [(0, text_BLD.shape[1], 0)]
         image_attended, text_attended = self.attn(
             modulate(_norm(image_BND), image_mod[0], image_mod[1], runs),
-            modulate(_norm(text_BLD), text_mod[0], text_mod[1], text_runs),
+            modulate(_norm(text_BLD), text_mod[0], text_mod[1], WHOLE),
             rope,
             attend,
             keep,
         )
         kept_BMD = image_BND[:, :keep]
-        runs = timestep_runs(kept_BMD.shape[1], zero_rows)
-        image = _finish(kept_BMD, image_attended, image_mod, runs, self.img_mlp, activation)
+        image = _finish(kept_BMD, image_attended, image_mod, kept_runs, self.img_mlp, activation)
         if text_attended is None:
             return image, text_BLD
-        return image, _finish(text_BLD, text_attended, text_mod, text_runs, self.txt_mlp, activation)
+        return image, _finish(text_BLD, text_attended, text_mod, WHOLE, self.txt_mlp, activation)
 
 
 def _finish(

@@ -54,7 +54,7 @@ def test_rows_are_those_of_the_whole():
 def test_bfloat16_input_is_turned_in_float32_and_comes_back_as_bfloat16():
     x = torch.randn(1, 1, 1, 16).bfloat16()
     rope = tables((3, 700, -700))
-    assert rope.cos_SK.dtype == torch.float32
+    assert rope.cos_SD.dtype == torch.float32
     assert torch.equal(rope.apply(x), rope.apply(x.float()).bfloat16())
 
 

@@ -173,7 +173,7 @@ def test_checkpointing_gives_the_same_gradients():
 def test_gradients_are_those_of_finite_differences():
     transformer = build(dataclasses.replace(TINY, num_layers=2)).double()
     x, text, rope = inputs(batch=1)
-    rope = dataclasses.replace(rope, cos_SK=rope.cos_SK.double(), sin_SK=rope.sin_SK.double())
+    rope = dataclasses.replace(rope, cos_SD=rope.cos_SD.double(), sin_SD=rope.sin_SD.double())
     x, text = x.double().requires_grad_(), text.double().requires_grad_()
     modulation = transformer.modulation(500.0)
 
