@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from qwenimage_core.errors import MemoryLimitError
+from qwenimage_core.loading.placement import GIB
 from qwenimage_core.loading.recognise import CORE_COMPONENTS
 from qwenimage_core.memory.bars import bars
 from qwenimage_core.memory.outlook import Job, outlook, published
-from qwenimage_core.memory.placement import GIB
 from qwenimage_core.memory.presets import NAMED, Machine, parse
 from qwenimage_core.memory.report import facts, residency, size
 from qwenimage_core.memory.sizes import Sizes, Work

@@ -14,10 +14,10 @@ from qwenimage_core.errors import LoadError
 from qwenimage_core.loading.bundle import Bundle, find_bundle, load_tokenizer
 from qwenimage_core.loading.components import Component, find_components
 from qwenimage_core.loading.config import ModelConfig
+from qwenimage_core.loading.placement import Placement, placement_of
 from qwenimage_core.loading.recognise import CORE_COMPONENTS, ComponentSpec
 from qwenimage_core.loading.shards import read_json
 from qwenimage_core.loading.sources import locate_folder
-from qwenimage_core.memory.placement import Placement, placement_of
 from qwenimage_core.memory.presets import Machine, Memory
 from qwenimage_core.models.backbone import BackboneDescription
 from qwenimage_core.models.prompt_tokens import PromptTokenizer

@@ -13,10 +13,10 @@ from qwenimage_core.loading.checkpoint import Checkpoint
 from qwenimage_core.loading.config import DISK
 from qwenimage_core.loading.encoding import Stored
 from qwenimage_core.loading.fit import fit
+from qwenimage_core.loading.placement import Place, Placement
 from qwenimage_core.loading.recognise import ComponentSpec
-from qwenimage_core.memory.placement import Place, Placement
-from qwenimage_core.memory.stream import Stream
-from qwenimage_core.memory.units import units
+from qwenimage_core.loading.stream import Stream
+from qwenimage_core.loading.units import units
 
 
 class Component:
@@ -192,7 +192,7 @@ class Component:
         """One tensor of the module by its name in the module, from the file, as it computes."""
         return self._read(name, None)
 
-    # --- where a stream gets its weights (memory.stream.Source) --------------------------------------------------
+    # --- where a stream gets its weights (loading.stream.Source) --------------------------------------------------
 
     def read_as(self, name: str, device: str, dtype: torch.dtype) -> Tensor:
         """One tensor from the file, on a device in a dtype, in memory of its own."""

@@ -11,9 +11,9 @@ from qwenimage_core.errors import LoadError
 from qwenimage_core.loading.checkpoint import WEIGHTS, Checkpoint
 from qwenimage_core.loading.component import Component
 from qwenimage_core.loading.config import ModelConfig
+from qwenimage_core.loading.placement import Placement
 from qwenimage_core.loading.recognise import CORE_COMPONENTS, ComponentSpec, recognise
 from qwenimage_core.loading.sources import locate
-from qwenimage_core.memory.placement import Placement
 
 __all__ = ["NEEDED", "Component", "find_components"]
 

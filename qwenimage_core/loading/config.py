@@ -48,7 +48,7 @@ class ModelConfig(BaseModel):
     repository ("transformer/*.safetensors"); one that ends in "/" means the whole folder, none the whole repository.
     `download_source`, `local_model_path` and `skip_download` fall back to the environment (QWENIMAGE_DOWNLOAD_SOURCE,
     QWENIMAGE_MODEL_BASE_PATH, QWENIMAGE_SKIP_DOWNLOAD, or the same with DIFFSYNTH_ in front), then to "modelscope",
-    "./models" and false. The eight placement settings are checked here; `memory.placement` says what they mean.
+    "./models" and false. The eight placement settings are checked here; `loading.placement` says what they mean.
     Wrong values raise LoadError.
     """
 

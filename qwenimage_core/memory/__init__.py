@@ -1,1 +1,1 @@
-"""Where weights are while nobody computes with them, and how they come to where they are needed."""
+"""Limits on memory: what fits, what stays, what leaves between the stages of a run."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwenimage_core.memory.placement import Placement
+from qwenimage_core.loading.placement import Placement
 from qwenimage_core.memory.plan import Stage, stages_of
 from qwenimage_core.memory.presets import Machine, choose
 from qwenimage_core.memory.sizes import MODULATION, TENSORS_A_TOKEN, Sizes, Work, picture_bytes

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qwenimage_core.loading.placement import Placement
 from qwenimage_core.memory.budget import fit
-from qwenimage_core.memory.placement import Placement
 from qwenimage_core.memory.sizes import Sizes, Work
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from qwenimage_core.memory.placement import GIB, Place, Placement
+from qwenimage_core.loading.placement import GIB, Place, Placement
 from qwenimage_core.memory.plan import Stage, named
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwenimage_core.memory.placement import Place
-from qwenimage_core.memory.reader import SLOTS
-from qwenimage_core.memory.units import Unit, units
+from qwenimage_core.loading.placement import Place
+from qwenimage_core.loading.reader import SLOTS
+from qwenimage_core.loading.units import Unit, units
 
 if TYPE_CHECKING:
     from torch import nn

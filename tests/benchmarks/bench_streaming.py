@@ -26,9 +26,9 @@ from torch import Tensor
 from qwenimage_core.layout import NOISE, PROMPT, Grid, Layout, Segment
 from qwenimage_core.loading.checkpoint import Checkpoint
 from qwenimage_core.loading.component import Component
+from qwenimage_core.loading.placement import DISK, Place, Placement
 from qwenimage_core.loading.recognise import TRANSFORMER
-from qwenimage_core.memory.placement import DISK, Place, Placement
-from qwenimage_core.memory.units import units
+from qwenimage_core.loading.units import units
 from qwenimage_core.models.rope import rope_tables
 from qwenimage_core.models.transformer import QwenImageTransformer, TransformerConfig
 

@@ -13,7 +13,7 @@ from qwenimage_core import LoadError, MemoryLimitError, ModelConfig, QwenImagePi
 from qwenimage_core.adapters.lora import Adapter
 from qwenimage_core.cli.main import main
 from qwenimage_core.errors import AdapterError
-from qwenimage_core.memory.placement import GIB, Place, Placement
+from qwenimage_core.loading.placement import GIB, Place, Placement
 from qwenimage_core.memory.plan import stages_of
 from qwenimage_core.memory.presets import Machine, choose, parse
 from qwenimage_core.memory.sizes import Sizes, Work

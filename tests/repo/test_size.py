@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LIMIT = 5000
 
-HOST = ("registry.py", "discovery.py", "plugin_check.py", "catalogue.py")
+# finding, checking and holding plugins, and putting their request fields together
+HOST = ("registry.py", "discovery.py", "plugin_check.py", "catalogue.py", "fields.py")
 LOADING_AND_FILES = ("assemble.py", "metadata.py", "picture_files.py", "recipes.py")
 PACKAGE = ("__init__.py", "__main__.py", "version.py")
 # beside the peer's blocks: chat templates, tokens of the prompt, and pictures for the text encoder

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qwenimage_core.adapters.files import write
 from qwenimage_core.errors import RequestError
-from qwenimage_core.memory.placement import Placement
+from qwenimage_core.loading.placement import Placement
 from qwenimage_training import lora
 from qwenimage_training.opening import lora_file
 from qwenimage_training.parts import Part, find_part

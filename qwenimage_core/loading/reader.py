@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenimage_core.memory.units import Unit, aligned
+from qwenimage_core.loading.units import Unit, aligned
 
 SLOTS = 2
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from qwenimage_core.loading.config import DISK
 from qwenimage_core.loading.encoding import Stored
-from qwenimage_core.memory.placement import Place, Placement
-from qwenimage_core.memory.reader import SLOTS, Reader, Slot
-from qwenimage_core.memory.units import Unit
+from qwenimage_core.loading.placement import Place, Placement
+from qwenimage_core.loading.reader import SLOTS, Reader, Slot
+from qwenimage_core.loading.units import Unit
 
 
 class Source(Protocol):
