@@ -31,8 +31,9 @@ class Velocity(Protocol):
 class Objective(Protocol):
     """`fixed` are the request fields that every plan is made with, `refused` the extra inputs that would do nothing.
 
-    `check` refuses plans that it cannot learn from. `losses` gives (B,) float32, one a sample. All that is random in sample i is drawn from `draws[i]`, so that a
-    sample's loss depends neither on its batch nor on the process that computes it.
+    `check` refuses plans that it cannot learn from. `losses` gives (B,) float32, one a sample. All that is random in
+    sample i is drawn from `draws[i]`, so that a sample's loss depends neither on its batch nor on the process that
+    computes it.
     """
 
     @property
