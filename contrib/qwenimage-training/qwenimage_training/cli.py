@@ -71,7 +71,10 @@ def train(
     from qwenimage_training.run import make_cache, run
 
     if arguments.stage == "data_process":
-        print(make_cache(arguments, registry))
+        from accelerate import PartialState
+
+        folder = make_cache(arguments, registry)
+        PartialState().print(folder)  # once, however many processes made it
     else:
         run(arguments, registry)
 

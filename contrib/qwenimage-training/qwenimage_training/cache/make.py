@@ -18,6 +18,7 @@ from qwenimage_training.cache import files
 from qwenimage_training.cache.encoders import RecordingEncoders
 from qwenimage_training.cache.files import Entry, Left
 from qwenimage_training.cache.frozen import Frozen, freeze
+from qwenimage_training.checkpoint import clear_partial
 from qwenimage_training.data.dataset import dataset_digest
 from qwenimage_training.data.dropout import leave_out
 from qwenimage_training.encoded import encode_sample
@@ -101,6 +102,7 @@ class CacheMaker:
             files.clear(self.folder)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            clear_partial(self.folder / files.SAMPLES)
             files.write_manifest(self.folder, self._manifest({}))
         self.accelerator.wait_for_everyone()
         process, processes = self.accelerator.process_index, self.accelerator.num_processes

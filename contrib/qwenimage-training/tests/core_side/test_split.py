@@ -120,12 +120,14 @@ def test_a_stopped_first_stage_goes_on(stages, monkeypatch: pytest.MonkeyPatch) 
         make_cache(first)
     with pytest.raises(TrainingError, match="not finished"):
         make_trainer(second)
+    (first.output / "samples" / ".00000003.safetensors.1.partial").write_bytes(b"half")
     index = first.output / "index-0.jsonl"
     index.write_text(index.read_text() + '{"file": "samp')  # as if it was killed while it wrote
-    times = {path.name: path.stat().st_mtime_ns for path in (first.output / "samples").iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in (first.output / "samples").glob("0*")}
     monkeypatch.setattr(CacheMaker, "_frozen", lambda self, row, i: made.append(i) or frozen(self, row, i))
     make_cache(first)
     assert made == [0, 1, 2, 3, 4, 5]
+    assert not list((first.output / "samples").glob(".*"))
     assert all((first.output / "samples" / n).stat().st_mtime_ns == t for n, t in times.items())
     run(second)
 
