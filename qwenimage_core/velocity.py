@@ -78,7 +78,7 @@ class BoundBranch:
         self.batch = len(plan.seeds)
         self.images_BMC = _repeat(inputs.images_1MC, self.batch)
         self.text_BLD = transformer.embed_text(text_1LE).expand(self.batch, -1, -1)
-        self.rope = rope_for(branch, plan.backbone.rope_axes, device)
+        self.rope = rope_for(branch.layout, tuple(plan.backbone.rope_axes), device)
         self.attend: Attend | None = attention_for([rule for _, rule in branch.rules], branch.layout, device)
         self.zero_rows = branch.layout.zero_slices
         self.noise_tokens = plan.grid.tokens
@@ -153,15 +153,9 @@ class ResidualSum:
         return delta
 
 
-def rope_for(branch: Branch, axes: Sequence[int], device: torch.device) -> Rope:
-    """Rotary tables of the branch's joint tokens."""
-    return _rope(branch.layout, tuple(axes), device)
-
-
-@lru_cache(
-    maxsize=8
-)  # both branches of a run, and all samples of a training, have a few layouts between them
-def _rope(layout: Layout, axes: tuple[int, ...], device: torch.device) -> Rope:
+@lru_cache(maxsize=8)  # both branches of a run, and all samples of a training, share a few layouts
+def rope_for(layout: Layout, axes: tuple[int, ...], device: torch.device) -> Rope:
+    """Rotary tables of a branch's joint tokens."""
     return rope_tables(torch.tensor(layout.positions(), dtype=torch.long), axes).to(device)
 
 
