@@ -29,9 +29,8 @@ class Weights:
 
     def optimizer(self, lr: float, weight_decay: float) -> torch.optim.Optimizer:
         weights = list(self.stepped.values())
-        fused = all(
-            w.device.type in ("cpu", "cuda") for w in weights
-        )  # one pass over all weights, not ten over each
+        # one pass over all weights instead of ten over each of them
+        fused = all(w.device.type in ("cpu", "cuda") for w in weights)
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay, fused=fused)
         if self._copies():
             optimizer.register_step_pre_hook(lambda *_: self._take_gradients())
