@@ -85,15 +85,17 @@ def test_a_process_that_dies_ends_the_run_which_resumes_with_the_same_bits(
         str(config_file("fsdp2")),
     ]
     launcher += ["--num_processes", "2", "--main_process_port", str(free_port()), "-m", "qwenimage_training"]
+    output = tmp_path / "output"
     process = subprocess.Popen(
         [*launcher, "--config", written(broken)],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=output.open("w"),
+        stderr=subprocess.STDOUT,
     )
     try:
         while not states(broken.output) and process.poll() is None:
             time.sleep(0.01)
+        assert process.poll() is None, output.read_text()
         os.kill(children(process.pid)[-1], signal.SIGKILL)
         assert process.wait(timeout=60) != 0
     finally:
