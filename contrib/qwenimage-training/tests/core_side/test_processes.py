@@ -46,15 +46,19 @@ def test_two_processes_equal_one(make_arguments, folder: Path, tmp_path: Path, e
     run(make_arguments(**options, gradient_accumulation_steps=2, output_path=str(tmp_path / "one")))
     codes, said = run_two(make_arguments(**options, output_path=str(tmp_path / "two")), environment(engine))
     assert codes == [0, 0], said
-    assert_same_course(tmp_path)
+    assert_same_course(tmp_path, atol=1e-6 if engine == "ddp" else 1e-4)
     if options.get("lora", True):
         pipe = QwenImagePipeline.from_pretrained(str(folder))
         pipe.load_lora(str(tmp_path / "two" / "epoch-1.safetensors"))
         pipe("a cat", height=32, width=32, num_inference_steps=1)
 
 
-def assert_same_course(folder: Path) -> None:
-    """Of the runs `one` and `two`: equal losses and gradients in every step, and equal weights in the end."""
+def assert_same_course(folder: Path, atol: float = 1e-4) -> None:
+    """Of the runs `one` and `two`: equal losses and gradients in every step, and equal weights in the end.
+
+    Where weights are shared out, sums are taken in another order, and a gradient of rounding errors alone has steps of
+    either sign: 6 of at most the learning rate, almost all less.
+    """
     one, two = read_log(folder / "one"), read_log(folder / "two")
     assert len(one) == len(two) == 6
     for value in ("loss", "grad_norm"):
@@ -63,8 +67,7 @@ def assert_same_course(folder: Path) -> None:
     files = [load_file(folder / name / "epoch-1.safetensors") for name in ("one", "two")]
     assert files[0].keys() == files[1].keys()
     for name, tensor in files[0].items():
-        # a gradient of rounding errors alone has steps of either sign: 6 of at most the learning rate, almost all less
-        torch.testing.assert_close(files[1][name], tensor, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(files[1][name], tensor, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.slow
