@@ -16,6 +16,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from qwenimage_core import QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
+from qwenimage_core.testing.checkpoints import Variant
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 SIDE, GAP, LINE = 160, 16, 18  # pixels: a panel, what is between panels, a line of text
@@ -56,7 +57,7 @@ def scene(size: int = 320, *, house: bool = True, sun: bool = True) -> Image.Ima
     return picture
 
 
-def grids(variant: str, **fields: Any) -> list[Panel]:
+def grids(variant: Variant, **fields: Any) -> list[Panel]:
     """A panel for each image segment of the plan of a request: its tokens as squares, all at one scale."""
     with tempfile.TemporaryDirectory() as name:
         pipe = QwenImagePipeline.from_pretrained(

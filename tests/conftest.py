@@ -45,7 +45,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @contextmanager
 def only_the_core() -> Iterator[None]:
-    """Hide installed plugins and the embedded model from whoever asks for metadata; throw-away ones stay visible."""
+    """Hide installed plugins, anybody's, and the embedded model from whoever asks for metadata; throw-away ones, which
+    tests install into folders of their own, stay visible."""
     discover = importlib.metadata.Distribution.discover
     site = Path(sysconfig.get_path("purelib")).resolve()
 
@@ -53,7 +54,8 @@ def only_the_core() -> Iterator[None]:
         for found in discover(**where):
             name = found.name.lower().replace("_", "-")
             ours = name.startswith("qwenimage-") and name != "qwenimage-core"
-            if not (ours and Path(str(found.locate_file(""))).resolve() == site):
+            hidden = ours or found.entry_points.select(group="qwenimage.plugins")
+            if not (hidden and Path(str(found.locate_file(""))).resolve() == site):
                 yield found
 
     with pytest.MonkeyPatch.context() as patch:

@@ -28,6 +28,16 @@ LIGHTNING = {
 def write_models(folder: Path, family: Family) -> Path:
     """Every file of a family, in a folder of its own."""
     base = write_tiny_checkpoint(folder / family, variant=family)
+    write_controlnets(base)
+    for name, weights in zip(I2L, _i2l(), strict=True):
+        save_file(weights, base / name)
+    save_file(_lightning(), base / LIGHTNING[family])
+    return base
+
+
+def write_controlnets(folder: Path) -> list[Path]:
+    """Two that add about as much as the blocks do: for a control picture, and for one with a mask."""
+    files = []
     for number, (name, channels) in enumerate(zip(CONTROLNETS, (64, 68), strict=True)):
         net = new_controlnet(blocks=BLOCKS, channels=channels, width=WIDTH)
         shapes = {key: tuple(p.shape) for key, p in net.named_parameters()}
@@ -35,11 +45,8 @@ def write_models(folder: Path, family: Family) -> Path:
         net.load_state_dict(
             {k: drawn[k] if len(s) > 1 else drawn[k] * 0.1 + ("rms" in k) for k, s in shapes.items()}
         )
-        save_controlnet(net, base / name)
-    for name, weights in zip(I2L, _i2l(), strict=True):
-        save_file(weights, base / name)
-    save_file(_lightning(), base / LIGHTNING[family])
-    return base
+        files.append(save_controlnet(net, folder / name))
+    return files
 
 
 def open_pipe(

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from qwenimage_core.loading.shards import read_json
 from qwenimage_core.models.transformer_config import TransformerConfig
 from qwenimage_core.models.vae import VAEConfig
 from tests.cases import assert_pictures_equal
+from tests.composition.models import BLOCKS, WIDTH, write_controlnets
 
 
 def diffusers_pipeline(folder: Path, name: str = "QwenImagePipeline", **parts: Any) -> Any:
@@ -126,18 +127,17 @@ def assert_drawn_alike(
 
 
 def side_nets(folder: Path) -> tuple[list[Path], Any]:
-    """Files of two random ControlNets, of 64 and 68 channels, in a folder; and DiffSynth-Studio's module of them."""
+    """Files of two random ControlNets of ours, of 64 and 68 channels, in a folder; and DiffSynth-Studio's module of
+    them."""
     from diffsynth.models.qwen_image_controlnet import QwenImageBlockWiseControlNet
     from diffsynth.pipelines.qwen_image import QwenImageBlockwiseMultiControlNet
 
-    torch.manual_seed(0)
-    nets = [QwenImageBlockWiseControlNet(num_layers=2, additional_in_dim=more, dim=64) for more in (0, 4)]
-    files = [folder / f"side-{number}.safetensors" for number in range(2)]
+    files = write_controlnets(folder)
+    nets = [
+        QwenImageBlockWiseControlNet(num_layers=BLOCKS, additional_in_dim=more, dim=WIDTH) for more in (0, 4)
+    ]
     for net, file in zip(nets, files, strict=True):
-        for name, tensor in net.named_parameters():
-            scale = 0.1 if tensor.ndim == 1 else tensor.shape[1] ** -0.5
-            tensor.data = scale * torch.randn(tensor.shape) + ("rms" in name)
-        save_file(net.state_dict(), file)
+        net.load_state_dict(load_file(file))
     return files, QwenImageBlockwiseMultiControlNet(nets)
 
 

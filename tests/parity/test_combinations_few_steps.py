@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import qwenimage_blockwise_controlnet
 import qwenimage_edit
@@ -24,6 +23,7 @@ import qwenimage_lightning
 from qwenimage_core import ModelConfig, QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
 from tests.cases import HEIGHT, WIDTH, mask, picture
+from tests.plugin_cases import write_lightning
 
 from .peers import assert_drawn_alike, diffsynth_pipeline, draw, side_nets, tanh_gelu
 
@@ -99,19 +99,6 @@ def lightning_name(variant: str) -> str:
     return {"base": "Qwen-Image", "edit": "Qwen-Image-Edit", "edit-2511": "Qwen-Image-Edit-2511"}[variant] + (
         "-Lightning-4steps-V1.0-bf16.safetensors"
     )
-
-
-def write_lightning(path: Path) -> Path:
-    draw = torch.Generator().manual_seed(1)
-    tensors = {}
-    for block in range(2):
-        for module, inner in (("attn.to_q", 64), ("img_mlp.net.2", 256), ("attn.add_v_proj", 64)):
-            name = f"transformer_blocks.{block}.{module}"
-            tensors[f"{name}.lora_down.weight"] = torch.randn(8, inner, generator=draw) * inner**-0.5
-            tensors[f"{name}.lora_up.weight"] = torch.randn(64, 8, generator=draw)
-            tensors[f"{name}.alpha"] = torch.tensor(1.0)
-    save_file(tensors, path)
-    return path
 
 
 Both = Callable[[str, bool], tuple[QwenImagePipeline, Any, Path | bool]]

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,58 +18,11 @@ import qwenimage_edit
 from qwenimage_core import QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
 from tests.cases import assert_pictures_equal
+from tests.plugin_cases import AS_IS, EDIT, ONE, SEED_OF_WEIGHTS, waves
 
 from .peers import assert_drawn_alike, diffsynth_pipeline, diffusers_pipeline, draw, tanh_gelu
 
-SHARED: dict[str, Any] = {
-    "prompt": "make the circle green, 把圆改成绿色",
-    "negative_prompt": "blurred",
-    "height": 96,
-    "width": 128,
-    "num_inference_steps": 3,
-    "seed": 7,
-    "progress_bar_cmd": iter,
-}
-AS_IS = {"edit_image_auto_resize": False}
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    phase = np.random.default_rng(seed).uniform(0, 6, 3)
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [
-        127 + 120 * np.sin(x / a + y / b + p) for a, b, p in zip((9, 23, 13), (31, 7, 17), phase, strict=True)
-    ]
-    return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
-
-
-ONE, TWO, THREE = picture(96, 64), picture(160, 96, 1), picture(64, 112, 2)
-QUICK = {"cfg_scale": 1.0, "negative_prompt": "", "num_inference_steps": 2}  # for references of a megapixel
-DIFFSYNTH: dict[str, tuple[str, dict[str, Any]]] = {
-    "one picture": ("edit", {"edit_image": picture(100, 70), **QUICK}),
-    "one picture as it is": ("edit", {"edit_image": ONE, **AS_IS}),
-    "one picture without guidance": ("edit", {"edit_image": ONE, **AS_IS, **QUICK}),
-    "a list of one": ("edit-2509", {"edit_image": [ONE], **AS_IS}),
-    "two pictures": ("edit-2509", {"edit_image": [picture(120, 90), picture(45, 80, 1)], **QUICK}),
-    "three pictures as they are": ("edit-2509", {"edit_image": [ONE, TWO, THREE], **AS_IS}),
-    "time zero": ("edit-2511", {"edit_image": [ONE, TWO], **AS_IS, "zero_cond_t": True}),
-    "time zero refused": ("edit-2511", {"edit_image": [ONE, TWO], **AS_IS, "zero_cond_t": False}),
-    "low resolution": ("edit", {"edit_image": picture(64, 48), **AS_IS, "edit_rope_interpolation": True}),
-    "high resolution": ("edit", {"edit_image": picture(256, 160), **AS_IS, "edit_rope_interpolation": True}),
-    "interpolation on the same grid": (
-        "edit",
-        {"edit_image": picture(128, 96), **AS_IS, "edit_rope_interpolation": True},
-    ),
-    "several of low resolution": (
-        "edit-2509",
-        {"edit_image": [picture(64, 48), picture(48, 64, 1)], **AS_IS, "edit_rope_interpolation": True},
-    ),
-    "image to image": (
-        "edit",
-        {"edit_image": ONE, **AS_IS, "input_image": picture(128, 96, 3), "denoising_strength": 0.7},
-    ),
-    "tiled": ("edit", {"edit_image": ONE, **AS_IS, "tiled": True, "tile_size": 8, "tile_stride": 5}),
-}
-FULL, FULL_TALL = picture(1184, 896), picture(832, 1248, 1)  # of the sizes that resizing leaves alone
+FULL, FULL_TALL = waves(1184, 896), waves(832, 1248, seed=1)  # of the sizes that resizing leaves alone
 DIFFUSERS: dict[str, tuple[str, str, Any]] = {
     "one picture": ("edit", "QwenImageEditPipeline", FULL),
     "two pictures": ("edit-2509", "QwenImageEditPlusPipeline", [FULL, FULL_TALL]),
@@ -81,7 +33,9 @@ DIFFUSERS: dict[str, tuple[str, str, Any]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     models = tmp_path_factory.mktemp("models")
-    return cache(lambda variant: write_tiny_checkpoint(models / variant, variant=variant, seed=2))
+    return cache(
+        lambda variant: write_tiny_checkpoint(models / variant, variant=variant, seed=SEED_OF_WEIGHTS)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +63,18 @@ def of_diffsynth(pipe: Any, **fields: Any) -> tuple[list[Image.Image], torch.Ten
     return draw(pipe, **fields)
 
 
-@pytest.mark.parametrize("case", DIFFSYNTH)
+@pytest.mark.parametrize("case", EDIT.given)
 def test_pictures_and_latents_equal_diffsynth(
     case: str, ours: Callable[[str], QwenImagePipeline], diffsynth: Callable[[str], Any]
 ) -> None:
-    variant, fields = DIFFSYNTH[case]
-    fields = {**SHARED, **fields}
+    variant, fields = EDIT.request(case)
     assert_drawn_alike(case, ours(variant), fields, *of_diffsynth(diffsynth(variant), **fields))
 
 
 def test_the_checkpoint_says_what_diffsynth_must_be_told(
     ours: Callable[[str], QwenImagePipeline], diffsynth: Callable[[str], Any]
 ) -> None:
-    fields = {**SHARED, "edit_image": [ONE], **AS_IS}
+    fields = {**EDIT.shared, "edit_image": [ONE], **AS_IS}
     _, latents = of_diffsynth(diffsynth("edit-2511"), **fields, zero_cond_t=True)
     found = ours("edit-2511")(**fields, output_type="latent")
     torch.testing.assert_close(found, latents[0], atol=1e-4, rtol=0)
@@ -138,7 +91,7 @@ def test_pictures_equal_diffusers(
     variant, name, pictures = DIFFUSERS[case]
     peer = diffusers_pipeline(folder(variant), name)
     peer.image_processor.register_to_config(resample="bicubic")
-    fields = {**SHARED, "num_inference_steps": 2}
+    fields = {**EDIT.shared, "num_inference_steps": 2}
     found = ours(variant)(**fields, edit_image=pictures, cfg_normalize=True)
     theirs = {k: v for k, v in fields.items() if k not in ("seed", "progress_bar_cmd")}
     generator = torch.Generator().manual_seed(fields["seed"])

@@ -3,54 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import qwenimage_lightning
 from qwenimage_core import QwenImagePipeline
 from qwenimage_core.testing import write_tiny_checkpoint
-from tests.cases import SHARED, assert_pictures_equal, picture
+from tests.cases import assert_pictures_equal
+from tests.plugin_cases import LIGHTNING, LIGHTNING_FILE, SEED_OF_WEIGHTS, write_lightning
 
 from .peers import diffsynth_pipeline, tanh_gelu
 
 pytest.importorskip("diffsynth")
 
-CASES: dict[str, dict[str, Any]] = {
-    "4 steps": {"num_inference_steps": 4},
-    "8 steps": {"num_inference_steps": 8},
-    "from a picture": {"num_inference_steps": 4, "input_image": picture(), "denoising_strength": 0.7},
-}
 
-
-def lora(path: Path) -> Path:
-    """With the published keys: down, up, and an alpha that is an eighth of the rank."""
-    draw = torch.Generator().manual_seed(1)
-    tensors = {}
-    for block in range(2):
-        for module, outer, inner in (
-            ("attn.to_q", 64, 64),
-            ("img_mlp.net.2", 64, 256),
-            ("attn.add_v_proj", 64, 64),
-        ):
-            name = f"transformer_blocks.{block}.{module}"
-            tensors[f"{name}.lora_down.weight"] = torch.randn(8, inner, generator=draw) * inner**-0.5
-            tensors[f"{name}.lora_up.weight"] = torch.randn(outer, 8, generator=draw)
-            tensors[f"{name}.alpha"] = torch.tensor(1.0)
-    save_file(tensors, path)
-    return path
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", LIGHTNING.given)
 def test_pictures_and_latents_equal_diffsynth(case: str, tmp_path: Path) -> None:
     from diffsynth.diffusion import FlowMatchScheduler
 
-    fields = {**SHARED, **CASES[case]}
+    _, fields = LIGHTNING.request(case)
     steps = fields.pop("num_inference_steps")
-    folder = write_tiny_checkpoint(tmp_path / "model", seed=2)
-    file = lora(tmp_path / f"Qwen-Image-Lightning-{steps}steps-V1.0.safetensors")
+    folder = write_tiny_checkpoint(tmp_path / "model", seed=SEED_OF_WEIGHTS)
+    file = write_lightning(tmp_path / LIGHTNING_FILE.format(steps))
     ours = QwenImagePipeline.from_pretrained(
         str(folder), torch_dtype=torch.float32, device="cpu", plugins=[qwenimage_lightning]
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -42,22 +41,6 @@ def install_into(
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
     lines = [f"{name} = {target}" for name, target in entry_points.items()]
     (info / "entry_points.txt").write_text("\n".join(["[qwenimage.plugins]", *lines]) + "\n")
-
-
-@pytest.fixture(autouse=True)
-def nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tests here see the plugins that they install, whatever is installed on this machine."""
-    every = discovery.entry_points
-
-    def own(**selection: str) -> list[EntryPoint]:
-        places = ((point, point.dist) for point in every(**selection))
-        return [p for p, dist in places if dist and Path(str(dist.locate_file(""))).is_relative_to(tmp_path)]
-
-    monkeypatch.setattr(discovery, "entry_points", own)
-    discovery.refresh()
-    yield
-    monkeypatch.undo()
-    discovery.refresh()
 
 
 @pytest.fixture
