@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qwenimage_core.loading.checkpoint import Checkpoint
-from qwenimage_core.loading.config import DISK
 from qwenimage_core.loading.encoding import Stored
 from qwenimage_core.loading.fit import fit
 from qwenimage_core.loading.placement import Place, Placement
+from qwenimage_core.loading.places import DISK
 from qwenimage_core.loading.recognise import ComponentSpec
 from qwenimage_core.loading.stream import Stream
 from qwenimage_core.loading.units import units

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from qwenimage_core.errors import LoadError
+from qwenimage_core.loading.places import DISK, STORED
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +34,6 @@ DownloadSource = Literal["modelscope", "huggingface"]
 
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu")
-DISK = "disk"
-STORED = "stored"  # a dtype of its own: as the file has the weights
 STATES = ("offload", "onload", "preparing", "computation")
 PLACEMENT = tuple(f"{state}_{part}" for state in STATES for part in ("dtype", "device"))
 

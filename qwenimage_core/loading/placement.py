@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwenimage_core.errors import LoadError
-from qwenimage_core.loading.config import DISK, STORED
+from qwenimage_core.loading.places import DISK, STORED
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.config import ModelConfig

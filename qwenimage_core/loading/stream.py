@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from qwenimage_core.loading.config import DISK
 from qwenimage_core.loading.encoding import Stored
 from qwenimage_core.loading.placement import Place, Placement
+from qwenimage_core.loading.places import DISK
 from qwenimage_core.loading.reader import SLOTS, Reader, Slot
 from qwenimage_core.loading.units import Unit
 

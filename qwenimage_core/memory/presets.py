@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from qwenimage_core.errors import LoadError, MemoryLimitError
-from qwenimage_core.loading.config import DISK
 from qwenimage_core.loading.placement import GIB, Place, Placement, numbered
+from qwenimage_core.loading.places import DISK
 from qwenimage_core.memory.measure import available, in_use
 from qwenimage_core.memory.sizes import Sizes, Work
 
