@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.errors import AdapterError
-from qwenimage_core.loading.checkpoint import Checkpoint
 
 from .parse import AlphaOf, parse
 from .weights import LoraWeights
@@ -32,6 +31,8 @@ def load_lora(path: str | Path, modules: Collection[str] | None = None) -> LoraW
     Tensors stay as they are in the file; nothing is folded. LoadError for a file that is missing, damaged or a pickle,
     AdapterError for content that does not fit (see `parse.parse`).
     """
+    from qwenimage_core.loading.checkpoint import Checkpoint  # with the decoders of every weight format
+
     checkpoint = Checkpoint.open(path)
     file = checkpoint.files[0]
     tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
