@@ -48,18 +48,21 @@ computes: on an accelerator by all programs together, on a CPU the anonymous mem
 request the first of these that fits is taken:
 
 1. **everything stays** where it computes, from the first use on;
-2. **by stage**: a component is read for its stage and leaves after it: the text encoder before the first step, the
+2. **everything stays as stored**, where files have fewer bytes than what computes (eight bits, GGUF, nf4, or bfloat16
+   under float32): a block is decoded when it computes;
+3. **by stage**: a component is read for its stage and leaves after it: the text encoder before the first step, the
    transformer before decoding;
-3. **streamed**, each component whose stage does not fit: as many blocks as fit stay, the others come while the
-   block before them computes. They come from host memory where an accelerator computes and the host has room, else
-   from disk. Blocks that stay do so as they are stored, where that is narrower than what computes (bfloat16 under
-   float32, eight bits under bfloat16), so that nothing is rounded.
+4. **streamed**, each component whose stage does not fit: as many blocks as fit stay, as stored where that takes less;
+   the others come while the block before them computes, from host memory where an accelerator computes and the host
+   has room, else from disk.
 
-What is chosen changes no picture. A limit that cannot be kept is refused before anything is read, with the least
-that would do (`MemoryLimitError`). Work beside weights is an estimate, within a third when it was measured: look at
-the peak that is reported. `memory` says all about placement, so that placement settings, `vram_limit` and
-`--low-memory` cannot be given with it; and adapters run beside the weights, they cannot be merged into weights that
-leave.
+What is chosen changes no picture: weights wait as their file has them or as they compute, and are never rounded. A
+limit that cannot be kept is refused before anything is read, with the least that would do (`MemoryLimitError`, in
+bytes its `least`). Counted are weights, the buffers of what comes and goes, what decoding takes, and for each run
+64 MiB for libraries and allocators. Work beside weights is an estimate, within a third when it was measured: look at
+the peak that is reported. LoRAs that are attached count as what is in use; those that a plugin brings for one run are
+not counted. `memory` says all about placement, so that placement settings, `vram_limit` and `--low-memory` cannot be
+given with it; and adapters run beside the weights, they cannot be merged into weights that leave.
 """
 
 REST = """## What makes it small
@@ -88,10 +91,12 @@ the same, and these remain for those who want something else.
 | `onload_dtype`, `onload_device` | its stage runs | where blocks wait that do not stay on the device |
 | `preparing_dtype`, `preparing_device` | its stage runs | blocks that stay on the device, as many as `vram_limit` allows; the device that computes |
 | `computation_dtype`, `computation_device` | a block computes | default: those of the pipeline |
-| `vram_limit` | | GiB that may be in use; without it all blocks are prepared. Here work beside weights is counted before, and a limit that cannot be kept is an error |
+| `vram_limit` | | GiB that may be in use; without it all blocks are prepared. Here work beside weights is counted before, and a limit that cannot be kept is an error before anything is read |
 
 Where we differ: a block is the unit, not a layer; weights outside of blocks (norms, projections at both ends, the
-VAE) keep the dtype of computation, so that eight-bit storage rounds only what is large; and blocks are read ahead.
+VAE) keep the dtype of computation, so that eight-bit storage rounds only what is large; and blocks are read ahead. In a
+recipe's low-memory form, files that are quantised already (fp8, GGUF, nf4) wait as they are stored, for a cast to fp8
+would round them a second time.
 """  # noqa: E501  a table
 
 
@@ -129,10 +134,20 @@ def _row(name: str, machine: Machine, dtype: torch.dtype) -> str:
     except MemoryLimitError as error:
         return f"| {name} | needs {error.expected} | | | | |"
     cells = [size(stage.nbytes) for stage in stages]
-    shares = {share.component: share for stage in reversed(stages) for share in stage.shares}
-    for kind in ("transformer", "text_encoder"):
+    acting = {"text_encoder": stages[0], "transformer": stages[1]}
+    shares = {
+        share.component: share
+        for kind, stage in acting.items()
+        for share in stage.shares
+        if share.component == kind
+    }
+    for kind in reversed(acting):
         share, words = shares[kind], residency(placements[kind]) or "stays"
-        blocks = f"{share.blocks} of {share.of_blocks} blocks stay, " if share.buffers else ""
+        blocks = (
+            f"{share.blocks} of {share.of_blocks} blocks stay, "
+            if share.buffers and "streamed" in words
+            else ""
+        )
         cells.append(blocks + words)
     return f"| {name} | {' | '.join(cells)} |"
 

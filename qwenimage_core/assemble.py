@@ -100,6 +100,9 @@ def assemble_recipe(
         memory=memory,
         plugins=registry,
     )
+    for component in [each for several in parts["components"].values() for each in several]:
+        if low_memory and component.quantised:  # cast to eight bits once more, it would lose what it has
+            component.place(component.placement.as_stored())
     given = {
         field: {**value, **files} if isinstance(value, Mapping) and "model_id" in value else value
         for field, value in recipe.given.items()

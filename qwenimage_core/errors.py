@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class QwenImageError(Exception):
     """Base of every error this project raises on purpose.
@@ -54,7 +56,11 @@ class LoadError(QwenImageError):
 
 
 class MemoryLimitError(QwenImageError):
-    """A limit on memory that cannot be kept, with the least that would do."""
+    """A limit on memory that cannot be kept. `least` are the bytes that would do."""
+
+    def __init__(self, what: str, *, least: int | None = None, **parts: Any) -> None:
+        super().__init__(what, **parts)
+        self.least = least
 
 
 class AdapterError(QwenImageError):

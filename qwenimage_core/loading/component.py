@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any
@@ -228,9 +229,19 @@ class Component:
         """Of one tensor in the file."""
         return self.checkpoint.tensors[self._names[name]].nbytes
 
-    def stored_dtype(self, name: str) -> str:
-        """Of one tensor in the file, torch's name."""
-        return self.checkpoint.tensors[self._names[name]].dtype
+    @cached_property
+    def quantised(self) -> bool:
+        """Whether its files hold weights in eight bits or less."""
+        found = self.checkpoint.tensors.values()
+        return any(i.encoding is not None or i.dtype.startswith("float8") for i in found)
+
+    @cached_property
+    def largest_decoded(self) -> int:
+        """Numbers of the largest tensor that the file has in an encoding; 0 where there is none."""
+        return max(
+            (math.prod(i.shape) for i in self.checkpoint.tensors.values() if i.encoding is not None),
+            default=0,
+        )
 
     def _stored(self, name: str, buffer: Tensor | None) -> Tensor:
         published = self._names[name]

@@ -66,6 +66,14 @@ class Placement:
         """Whether blocks may come and go while their component computes."""
         return not self.onload == self.preparing == self.computation
 
+    def as_stored(self) -> Placement:
+        """The same, but what would wait cast to eight bits waits as its file has it."""
+        offload, onload, preparing = (
+            Place(place.device, None) if place.dtype is not None and place.dtype.itemsize == 1 else place
+            for place in (self.offload, self.onload, self.preparing)
+        )
+        return Placement(offload, onload, preparing, self.computation, self.limit)
+
     @property
     def leaves(self) -> bool:
         """Whether the component gives its memory back after its stage."""

@@ -2,66 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qwenimage_core.errors import MemoryLimitError
-from qwenimage_core.memory.measure import in_use
+from qwenimage_core.memory.measure import give_back, in_use
+from qwenimage_core.memory.plan import least_bytes, share_of, too_little
+from qwenimage_core.memory.sizes import Sizes
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.component import Component
 
-GIB = 2**30
-
 
 class Budget:
-    """Counts blocks for one pipeline. `working` is what the running stage needs beside weights, in bytes; the pipeline
-    sets it from the plan."""
+    """Counts blocks for one pipeline, in the stage that runs: `working` is what it needs beside weights, in bytes,
+    `pictures` whether pictures are encoded, `planned` the blocks that the plan lets stay. The pipeline sets them."""
 
     def __init__(self) -> None:
-        self.working = 0
+        self.enter(0)
+
+    def enter(self, working: int, *, pictures: bool = False, planned: Mapping[Component, int] = {}) -> None:
+        self.working, self.pictures, self.planned = working, pictures, planned
 
     def __call__(self, component: Component) -> int:
-        """Blocks to prepare. Raises MemoryLimitError where not even the buffers of a stream fit."""
-        blocks, limit = component.blocks, component.placement.limit
-        if limit is None:
-            return len(blocks.units)
-        used = in_use(component.device) or 0
-        others = used - component.resident_bytes()
-        room = limit - max(others, 0) - component.base_bytes - self.working
-        return blocks_that_fit(component, room, limit)
-
-
-def blocks_that_fit(component: Component, room: int, limit: int) -> int:
-    """Blocks of a component that fit into `room` bytes."""
-    blocks, preparing = component.blocks, component.placement.preparing
-    return fit(
-        component.spec.name,
-        blocks.resting_bytes(preparing),
-        blocks.buffer_bytes(),
-        room,
-        limit,
-        as_they_compute=preparing == component.placement.computation,
-    )
-
-
-def fit(
-    name: str, sizes: Sequence[int], buffers: int, room: int, limit: int, *, as_they_compute: bool
-) -> int:
-    """Blocks of these sizes that fit into `room` bytes; beside those that stay, two buffers are needed for those that
-    come and go, and for all where they do not stay as they compute. Raises MemoryLimitError if not even those fit."""
-    if sum(sizes) + (0 if as_they_compute else buffers) <= room:
-        return len(sizes)
-    if not sizes or buffers > room:
-        least = limit - room + (buffers if sizes else 0)
-        raise MemoryLimitError(
-            f"The {name} does not fit into the memory it may use.",
-            got=f"a limit of {limit / GIB:.2f} GiB",
-            expected=f"{least / GIB:.2f} GiB or more for this request"
-            + (", with one block computing and one on its way" if sizes else ""),
-            mend="raise the limit, draw a smaller picture, or compute in a narrower dtype",
-        )
-    # whichever of them will stay, they are not more than the largest
-    fitting = sum(taken <= room - buffers for taken in accumulate(sorted(sizes, reverse=True)))
-    return min(fitting, len(sizes) - 1)
+        """Blocks to prepare: those of the plan, or fewer where more is in use by now than it reckoned with. Raises
+        MemoryLimitError where not even the buffers of a stream fit."""
+        placement = component.placement
+        if placement.limit is None:
+            return len(component.blocks.units)
+        give_back(component.device)
+        others = max((in_use(component.device) or 0) - component.resident_bytes(), 0)
+        sizes = Sizes.of(component.spec.name, component)
+        least = others + self.working + least_bytes(sizes, placement, self.pictures)
+        if least > placement.limit:
+            raise too_little(placement.limit, others, least)
+        fitting = share_of(sizes, placement, others + self.working, self.pictures).blocks
+        return min(fitting, self.planned.get(component, fitting))

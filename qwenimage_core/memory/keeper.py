@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
 from qwenimage_core.memory.budget import Budget
-from qwenimage_core.memory.measure import Peak, peak
-from qwenimage_core.memory.plan import Stage, named, stages
+from qwenimage_core.memory.measure import Peak, give_back, in_use, peak
+from qwenimage_core.memory.plan import Stage, named, placed, stages_of
 from qwenimage_core.memory.presets import Machine, choose
 from qwenimage_core.memory.sizes import Sizes, Work
 
@@ -28,6 +29,8 @@ class Keeper:
     def __init__(self, components: Mapping[str, Sequence[Component]], machine: Machine | None = None) -> None:
         self.components, self.machine = components, machine
         self.budget = Budget()
+        self.used = machine.used if machine is not None else 0
+        self._planned: dict[str, dict[Component, int]] = {}
         self._settled: tuple[ReferenceType[Plan], ...] = ()
         self._table: tuple[Any, StepModulation] | None = None
         for component in self._all():
@@ -38,24 +41,42 @@ class Keeper:
         """Whether any component is ever elsewhere than where it computes, or a limit is kept."""
         return self.machine is not None or any(component.placement.managed for component in self._all())
 
+    @property
+    def _limited(self) -> bool:
+        return any(component.placement.limit is not None for component in self._all())
+
     def settle(self, plans: list[Plan]) -> list[Plan]:
-        """Choose placements for these plans, where a preset does. Components whose placement changes are released.
-        Gives the plans back. Raises MemoryLimitError where the limit cannot be kept."""
+        """Choose placements for these plans, where a preset does, and see that limits can be kept. Components whose
+        placement changes are released. Gives the plans back. Raises MemoryLimitError where a limit cannot be kept."""
         known = [plan() for plan in self._settled]
-        if self.machine is None or all(any(plan is one for one in known) for plan in plans):
+        if not self._limited or all(any(plan is one for one in known) for plan in plans):
             return plans
-        parts = dict(named(self.components))
-        sizes = [Sizes.of(name, component) for name, component in parts.items()]
-        chosen = choose(sizes, Work.of(plans, self.components), self.machine)
-        for name, component in parts.items():
-            if component.placement != chosen[name]:
-                component.place(chosen[name])
+        parts, work = dict(named(self.components)), Work.of(plans, self.components)
+        self.used = self._in_use()
+        if self.machine is not None:
+            self.machine = replace(self.machine, used=self.used)
+            chosen = choose([Sizes.of(name, part) for name, part in parts.items()], work, self.machine)
+            for name, component in parts.items():
+                if component.placement != chosen[name]:
+                    component.place(chosen[name])
+        self._planned = {
+            stage.name: {parts[share.component]: share.blocks for share in stage.shares}
+            for stage in stages_of(placed(self.components), work, self.used)
+        }
         self._settled = tuple(ref(plan) for plan in plans)
         return plans
 
     def stages(self, plans: Sequence[Plan]) -> tuple[Stage, ...]:
         """What the plans will need, with the placements of now."""
-        return stages(plans, self.components, self.machine.used if self.machine else 0)
+        return stages_of(placed(self.components), Work.of(plans, self.components), self.used)
+
+    def _in_use(self) -> int:
+        """On the device, beside our components and what is made anew for a run."""
+        device = self.components["transformer"][0].device
+        give_back(device)
+        ours = sum(component.resident_bytes() for component in self._all())
+        table = self._table[1].nbytes if self._table is not None else 0
+        return max((in_use(device) or 0) - ours - table, 0)
 
     @contextmanager
     def watch(self) -> Iterator[Peak]:
@@ -68,14 +89,14 @@ class Keeper:
 
     def begin_encoding(self, plan: Plan) -> None:
         self.settle([plan])
-        self.budget.working = Work.of([plan], self.components).encode
+        self._enter("encode", plan)
 
     def begin_denoising(self, plan: Plan) -> None:
         """Encoders leave; what computes in every step gets as much memory as it may have."""
-        self.budget.working = Work.of([plan], self.components).denoise
         for component in self._all():
             if not component.spec.denoises:
                 component.leave()
+        self._enter("denoise", plan)
         for component in self._all():
             if component.spec.denoises and component.loaded and component.placement.limit is not None:
                 component.load(prepared=self.budget(component))
@@ -84,7 +105,12 @@ class Keeper:
         for component in self._all():
             if component.spec.denoises:
                 component.leave()
-        self.budget.working = Work.of([plan], self.components).decode
+        self._enter("decode", plan)
+
+    def _enter(self, stage: str, plan: Plan) -> None:
+        work = Work.of([plan], self.components)
+        pictures = work.pictures and stage == "encode"
+        self.budget.enter(work.at(stage), pictures=pictures, planned=self._planned.get(stage, {}))
 
     def end(self) -> None:
         for component in self._all():
@@ -97,6 +123,7 @@ class Keeper:
         if once.open:
             return make()
         if self._table is None or self._table[0] != key:
+            self._table = None  # not two at a time
             self._table = (key, make())
             once.rest()
         return self._table[1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +31,23 @@ def available(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return _field(_MEMINFO, "MemAvailable:")
+
+
+def give_back(device: torch.device) -> None:
+    """Have allocators return to the system what they keep for later, so that `in_use` counts what is needed."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif (trim := getattr(_libc(), "malloc_trim", None)) is not None:
+        trim(0)
+
+
+@cache
+def _libc() -> Any:
+    """The C library of Linux, where it is glibc; anything else returns memory by itself or not at all."""
+    try:
+        return ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
 
 
 @dataclass

@@ -72,7 +72,9 @@ def published(specs: Sequence[ComponentSpec], computes: torch.dtype) -> dict[str
         }
     return {
         spec.kind: (
-            Sizes.of_module(spec.kind, spec, modules[spec.kind], torch.bfloat16, computes),
+            Sizes.of_module(
+                spec.kind, spec, modules[spec.kind], computes, lambda leaf: leaf.nbytes(torch.bfloat16)
+            ),
             modules[spec.kind],
         )
         for spec in specs

@@ -2,24 +2,26 @@
 
 The first of these that fits, stage by stage:
 - resident: everything is read once and stays;
+- resident as stored: the same, where files have fewer bytes than what computes: a block is decoded when it computes;
 - by stage: a component is there as a whole while its stage runs, and leaves after it;
-- streamed: as many blocks as fit stay, in the dtype they are stored in where that is the narrower one; the others come
-  from host memory where an accelerator computes and the host has room, else from disk.
+- streamed: as many blocks as fit stay, as stored where that takes less; the others come from host memory where an
+  accelerator computes and the host has room, else from disk.
 What is chosen are ordinary Placements: nothing else knows of presets.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from qwenimage_core.errors import LoadError, MemoryLimitError
+from qwenimage_core.errors import LoadError
 from qwenimage_core.loading.placement import GIB, Place, Placement, numbered
 from qwenimage_core.loading.places import DISK
 from qwenimage_core.memory.measure import available, in_use
+from qwenimage_core.memory.plan import STAGES, acts, check, least_of
 from qwenimage_core.memory.sizes import Sizes, Work
 
 AUTO = "auto"
@@ -76,66 +78,41 @@ def parse(memory: Memory) -> int | None:
 
 def choose(parts: Sequence[Sizes], work: Work, machine: Machine) -> dict[str, Placement]:
     """A placement for each component, by name. Raises MemoryLimitError, with the least that would do."""
-    room = machine.limit - machine.used
-    everything = sum(part.whole + part.later_bytes * work.pictures for part in parts)
-    if everything + max(work.encode, work.denoise, work.decode) <= room:
-        return {part.name: _resident(part, machine) for part in parts}
-    streamed: set[str] = set()
-    least = 0
-    for stage in ("encode", "denoise", "decode"):
-        acting = [part for part in parts if _acts(part, stage, work)]
-        streamed |= _streamed(acting, stage, work, room)
-        least = max(least, _needs(acting, {p.name for p in acting if p.blocks}, stage, work))
-    if least > room:
-        raise MemoryLimitError(
-            "This request does not fit into the memory that may be used.",
-            got=f"a limit of {machine.limit / GIB:.2f} GiB, of which {machine.used / GIB:.2f} GiB are in use",
-            expected=f"{(least + machine.used) / GIB:.2f} GiB or more, with every block on its way when it is needed",
-            mend="raise the limit, draw a smaller picture, use tiled, or compute in a narrower dtype",
-        )
+    for as_stored in (False, True):
+        resident = {part.name: _resident(part, machine, as_stored) for part in parts}
+        if all(_needs(stage, parts, resident, work) <= machine.limit - machine.used for stage in STAGES):
+            return resident
     waiting = _in_host_memory(parts, machine.host)
-    return {
-        part.name: _placement(part, machine, part.name in streamed, part.name in waiting) for part in parts
-    }
-
-
-def _acts(part: Sizes, stage: str, work: Work) -> bool:
-    if part.name == "vae":
-        return stage == "decode" or (stage == "encode" and work.pictures)
-    return part.denoises == (stage == "denoise") and stage != "decode"
-
-
-def _streamed(acting: Sequence[Sizes], stage: str, work: Work, room: int) -> set[str]:
-    """The fewest and largest components that have to stream, so that the stage fits."""
-    chosen: set[str] = set()
-    for part in sorted(acting, key=lambda part: -part.whole):
-        if _needs(acting, chosen, stage, work) > room and part.blocks:
-            chosen.add(part.name)
+    chosen = {part.name: _placement(part, machine, False, part.name in waiting) for part in parts}
+    for stage in STAGES:
+        # the fewest and largest components stream, so that the stage fits
+        for part in sorted((p for p in parts if acts(p, stage, work)), key=lambda part: -part.whole):
+            fits = _needs(stage, parts, chosen, work) <= machine.limit - machine.used
+            if not fits and part.buffers < sum(part.resting(part.computes)):
+                chosen[part.name] = _placement(part, machine, True, part.name in waiting)
+    check([(part, chosen[part.name]) for part in parts], work, machine.used)
     return chosen
 
 
-def _needs(acting: Sequence[Sizes], streamed: Collection[str], stage: str, work: Work) -> int:
-    """Bytes of a stage; what is streamed counts with its buffers alone."""
-    seen = stage == "encode" and work.pictures
-    weights = sum(p.least if p.name in streamed else p.whole + (p.later_bytes if seen else 0) for p in acting)
-    working: int = getattr(work, stage)
-    return weights + working
+def _needs(stage: str, parts: Sequence[Sizes], placements: Mapping[str, Placement], work: Work) -> int:
+    return least_of(stage, [(part, placements[part.name]) for part in parts], work)
 
 
 def _in_host_memory(parts: Sequence[Sizes], host: int) -> set[str]:
     """Components whose blocks wait in host memory, first those that every step needs."""
     chosen: set[str] = set()
     for part in sorted(parts, key=lambda part: not part.denoises):
-        nbytes = sum(part.blocks) * part.kept.itemsize
+        nbytes = sum(part.resting(part.kept))
         if part.blocks and nbytes <= host:
             chosen.add(part.name)
             host -= nbytes
     return chosen
 
 
-def _resident(part: Sizes, machine: Machine) -> Placement:
-    place = Place(machine.device, part.computes)
-    return Placement(place, place, place, place, machine.limit)
+def _resident(part: Sizes, machine: Machine, as_stored: bool) -> Placement:
+    computation = Place(machine.device, part.computes)
+    place = Place(machine.device, part.kept) if as_stored else computation
+    return Placement(place, place, place, computation, machine.limit)
 
 
 def _placement(part: Sizes, machine: Machine, streamed: bool, waits_in_host: bool) -> Placement:

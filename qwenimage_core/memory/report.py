@@ -87,7 +87,9 @@ def residency(placement: Placement) -> str:
         return ""
     if not placement.streams:
         return f"there for its stage, then {_where(placement.offload, placement)}"
-    kept = "" if placement.preparing == placement.computation else f", kept in {_kind(placement.preparing)}"
+    kept = "" if placement.preparing == placement.computation else f", kept {_kind(placement.preparing)}"
+    if placement.offload == placement.onload == placement.preparing:
+        return f"stays {_kind(placement.preparing)}"
     return (
         f"streamed from {_where(placement.onload, placement).removeprefix('on ').removeprefix('in ')}{kept}"
     )
@@ -102,7 +104,7 @@ def _where(place: Place, placement: Placement) -> str:
 
 
 def _kind(place: Place) -> str:
-    return "stored form" if place.dtype is None else str(place.dtype).removeprefix("torch.")
+    return "as stored" if place.dtype is None else "in " + str(place.dtype).removeprefix("torch.")
 
 
 def size(nbytes: int) -> str:

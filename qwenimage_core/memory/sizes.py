@@ -5,15 +5,15 @@ Sizes of components are numbers of values, work is in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwenimage_core.loading.placement import Place
 from qwenimage_core.loading.reader import SLOTS
-from qwenimage_core.loading.units import Unit, units
+from qwenimage_core.loading.recognise import CORE_COMPONENTS
+from qwenimage_core.loading.units import Leaf, Unit, units
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from qwenimage_core.plan import Plan
 
 TENSORS_A_TOKEN, MAPS_A_PIXEL = 20, 6
+DECODING = 10  # bytes a number of the largest weight that is decoded: indices, scales and float32
+OVERHEAD = 64 * 2**20  # what a run takes beside weights and work: libraries, threads, what allocators keep
 MODULATION = 12  # vectors of a block: shift, scale and gate, of both halves, of both streams
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Of one component, in values: what is always there, its blocks one by one, what only some requests need (`later`),
-    and the parts that a run uses once. `stored` is the dtype of its blocks in the file, the widest there is."""
+    and the parts that a run uses once. In bytes: `in_file`, each block as its file has it (empty: as it computes),
+    `staging`, the largest weight that is not stored as it computes, and `decoding`, what decoding one takes."""
 
     name: str
     base: int
@@ -38,20 +41,21 @@ class Sizes:
     later: tuple[int, ...] = ()
     once: tuple[int, ...] = ()
     denoises: bool = False
-    stored: torch.dtype = torch.bfloat16
     computes: torch.dtype = torch.bfloat16
-    in_file: tuple[int, ...] = ()  # bytes of each block as stored
+    in_file: tuple[int, ...] = ()
+    staging: int = 0
+    decoding: int = 0
 
-    def resting(self, place: Place) -> list[int]:
-        """Bytes of each block at a place in memory."""
-        if place.dtype is None:
+    def resting(self, dtype: torch.dtype | None) -> list[int]:
+        """Bytes of each block that waits in memory in a dtype; None: as its file has it."""
+        if dtype is None and self.in_file:
             return list(self.in_file)
-        return [count * place.dtype.itemsize for count in self.blocks]
+        return [count * (dtype or self.computes).itemsize for count in self.blocks]
 
     @property
-    def kept(self) -> torch.dtype:
-        """In which a streamed component's blocks stay in memory: as stored, unless that is the wider one."""
-        return self.stored if self.stored.itemsize < self.computes.itemsize else self.computes
+    def kept(self) -> torch.dtype | None:
+        """In which blocks wait for their turn: as stored where that takes less, for nothing is rounded then."""
+        return None if sum(self.resting(None)) < sum(self.resting(self.computes)) else self.computes
 
     @property
     def whole(self) -> int:
@@ -59,45 +63,59 @@ class Sizes:
         return (self.base + sum(self.blocks)) * self.computes.itemsize
 
     @property
-    def later_bytes(self) -> int:
-        return sum(self.later) * self.computes.itemsize
-
-    @property
-    def least(self) -> int:
-        """Bytes without which it cannot run: streamed, with no block that stays."""
-        return self.base * self.computes.itemsize + self.buffers
-
-    @property
     def buffers(self) -> int:
-        """Bytes of a stream's buffers."""
-        return _largest(self.blocks) * self.computes.itemsize
+        """Bytes that a stream of its blocks needs beside those that stay: for each of two units room, and a weight on its
+        way there."""
+        if not self.blocks:
+            return 0
+        return _largest(self.blocks) * self.computes.itemsize + SLOTS * self.staging + self.decoding
+
+    @property
+    def loading(self) -> int:
+        """Bytes beside those that stay while it is read."""
+        return self.staging + self.decoding
+
+    def seen(self, streamed: bool) -> int:
+        """Bytes of what only some requests need, kept like the rest or passing through buffers of its own."""
+        return (_largest(self.later) if streamed else sum(self.later)) * self.computes.itemsize
 
     @classmethod
     def of(cls, name: str, component: Component) -> Sizes:
         """Of a component, from its files' headers."""
-        blocks = [leaf for unit in component.blocks.units for leaf in unit.leaves]
-        kinds = {getattr(torch, component.stored_dtype(leaf.name)) for leaf in blocks}
-        stored = max(kinds, key=lambda kind: kind.itemsize, default=component.dtype)
-        found = cls.of_module(name, component.spec, component.skeleton, stored, component.dtype)
-        return replace(found, in_file=tuple(component.blocks.resting_bytes(Place("cpu", None))))
+        found = cls.of_module(
+            name,
+            component.spec,
+            component.skeleton,
+            component.dtype,
+            lambda leaf: component.stored_bytes(leaf.name),
+        )
+        return replace(found, decoding=DECODING * component.largest_decoded)
 
     @classmethod
     def of_module(
-        cls, name: str, spec: ComponentSpec, module: nn.Module, stored: torch.dtype, computes: torch.dtype
+        cls,
+        name: str,
+        spec: ComponentSpec,
+        module: nn.Module,
+        computes: torch.dtype,
+        stored: Callable[[Leaf], int],
     ) -> Sizes:
-        """Of a module on the meta device."""
+        """Of a module on the meta device; `stored` says how many bytes the file has of a weight."""
         once = units(module, spec.once, computes)
         later = units(module, spec.later, computes)
         blocks = units(module, spec.blocks, computes, apart=(*once, *later))
         counts = _values(blocks), _values(later), _values(once)
         base = sum(tensor.numel() for tensor in module.state_dict().values()) - sum(map(sum, counts))
-        return cls(name, base, *counts, spec.denoises, stored, computes)
+        in_file = tuple(sum(map(stored, unit.leaves)) for unit in blocks)
+        leaves = [leaf for unit in (*once, *later, *blocks) for leaf in unit.leaves]
+        cast = (stored(leaf) for leaf in leaves if stored(leaf) != leaf.nbytes(computes))
+        return cls(name, base, *counts, spec.denoises, computes, in_file, max(cast, default=0))
 
 
 @dataclass(frozen=True)
 class Work:
     """Bytes that each stage needs beside weights. `pictures`: something is encoded by the VAE or seen by the text
-    encoder.
+    encoder. `kinds` are the components that take part; None for all.
 
     A transformer block holds some 20 token-wide tensors (streams, projections, the feed-forward's fourfold width); the
     last stage of the decoder some six pictures of its width in feature maps. Measured within a third.
@@ -107,6 +125,11 @@ class Work:
     denoise: int
     decode: int
     pictures: bool = False
+    kinds: frozenset[str] | None = None
+
+    def at(self, stage: str) -> int:
+        found: int = getattr(self, stage)
+        return found
 
     @classmethod
     def of(cls, plans: Sequence[Plan], components: Mapping[str, Sequence[Component]]) -> Work:
@@ -119,7 +142,9 @@ class Work:
         once = [unit.nbytes(transformer.dtype) for unit in transformer.once.units]
         prompt = max(encoding_bytes(plan, components["text_encoder"][0].itemsize) for plan in plans)
         encode = max(prompt, decode if pictures else 0)
-        return cls(encode, max(step, _largest(once)) + table, decode, pictures)
+        brought = [spec for plan in plans for p in plan.plugins for spec in p.call("components") or ()]
+        kinds = frozenset(spec.kind for spec in (*CORE_COMPONENTS, *brought))
+        return cls(encode, max(step, _largest(once)) + table, decode, pictures, kinds)
 
 
 def encoding_bytes(plan: Plan, itemsize: int) -> int:

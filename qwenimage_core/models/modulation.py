@@ -29,6 +29,10 @@ class StepModulation:
     scale_BD: Tensor
     shift_BD: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in vars(self).values())
+
     def step(self, index: int) -> StepModulation:
         """One step of a table, with a batch of 1 that acts on every sample alike."""
         rows = slice(index, index + 1)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwenimage_core import LoadError, MemoryLimitError, ModelConfig, QwenImagePipeline
-from qwenimage_core.memory.budget import GIB
+from qwenimage_core.loading.placement import GIB
 from qwenimage_core.memory.measure import in_use
 from tests.memory.conftest import ON_DISK, Open
 
@@ -148,7 +148,8 @@ def test_a_limit_that_cannot_be_kept_is_refused(open_placed: Open, small: Fields
     pipe = open_placed(**ON_DISK, vram_limit=0.001)
     with pytest.raises(MemoryLimitError) as error:
         pipe(**small)
-    assert "text_encoder" in error.value.what and "GiB or more" in str(error.value.expected)
+    assert "does not fit" in error.value.what and "GiB or more" in str(error.value.expected)
+    assert not any(several[0].loaded for several in pipe.components.values()), "told before anything is read"
     assert 0.001 < float(str(error.value.expected).split()[0]) < 64 * GIB
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,28 @@ from qwenimage_core.errors import AdapterError
 from qwenimage_core.loading.placement import GIB, Place, Placement
 from qwenimage_core.memory.plan import stages_of
 from qwenimage_core.memory.presets import Machine, choose, parse
-from qwenimage_core.memory.sizes import Sizes, Work
+from qwenimage_core.memory.sizes import OVERHEAD, Sizes, Work
 from qwenimage_core.picture_files import read_metadata
 from tests.memory.conftest import ON_DISK, Open
 
 Fields = dict[str, Any]
-BF16, FP8, FP32 = torch.bfloat16, torch.float8_e4m3fn, torch.float32
+BF16, FP32 = torch.bfloat16, torch.float32
 WORK = Work(encode=GIB // 10, denoise=GIB, decode=2 * GIB)
 
 
-def model(computes: torch.dtype = BF16, stored: torch.dtype = BF16) -> list[Sizes]:
-    """Qwen-Image in numbers of values, as published: 20.43, 8.29 and 0.127 billion less what is used once."""
-    kinds = {"computes": computes, "stored": stored}
-    return [
-        Sizes(
-            "transformer", 41_000_000, (226_550_000,) * 60, once=(56_640_000,) * 120, denoises=True, **kinds
-        ),
-        Sizes("text_encoder", 4_000, (545_000_000, *(233_000_000,) * 28), later=(20_000_000,) * 33, **kinds),
-        Sizes("vae", 127_000_000, **kinds),
+def model(computes: torch.dtype = BF16, stored: float = 2) -> list[Sizes]:
+    """Qwen-Image in numbers of values, as published: 20.43, 8.29 and 0.127 billion less what is used once; `stored` in
+    bytes a value."""
+    layers, tokens = (226_550_000,) * 60, (545_000_000, *(233_000_000,) * 28)
+    transformer = Sizes(
+        "transformer", 41_000_000, layers, once=(56_640_000,) * 120, denoises=True, computes=computes
+    )
+    text_encoder = Sizes("text_encoder", 4_000, tokens, later=(20_000_000,) * 33, computes=computes)
+    weights = [
+        replace(part, in_file=tuple(int(stored * count) for count in part.blocks))
+        for part in (transformer, text_encoder)
     ]
+    return [*weights, Sizes("vae", 127_000_000, computes=computes)]
 
 
 def cuda(gigabytes: float, host: float = 0) -> Machine:
@@ -79,11 +83,11 @@ def test_blocks_come_from_host_memory_where_there_is_room() -> None:
 
 
 def test_blocks_stay_as_they_are_stored_where_that_is_narrower() -> None:
-    eight_bit = choose(model(BF16, FP8), WORK, cuda(8))["transformer"]
-    assert (eight_bit.preparing, eight_bit.computation) == (Place("cuda:0", FP8), Place("cuda:0", BF16))
-    on_cpu = choose(model(FP32, BF16), WORK, Machine("cpu", 8 * GIB))["transformer"]
-    assert (on_cpu.preparing.dtype, on_cpu.computation.dtype) == (BF16, FP32)
-    wide = choose(model(BF16, FP32), WORK, cuda(8, 48))["transformer"]
+    eight_bit = choose(model(BF16, 1), WORK, cuda(8))["transformer"]
+    assert (eight_bit.preparing, eight_bit.computation) == (Place("cuda:0", None), Place("cuda:0", BF16))
+    on_cpu = choose(model(FP32, 2), WORK, Machine("cpu", 8 * GIB))["transformer"]
+    assert (on_cpu.preparing.dtype, on_cpu.computation.dtype) == (None, FP32)
+    wide = choose(model(BF16, 4), WORK, cuda(8, 48))["transformer"]
     assert (wide.preparing.dtype, wide.onload.dtype) == (BF16, BF16)
 
 
@@ -148,12 +152,14 @@ def test_the_picture_is_the_same(folder: Path, small: Fields, open_placed: Open)
 
 def test_placements_follow_the_request(folder: Path, small: Fields, open_placed: Open) -> None:
     """The same limit lets everything stay for a small picture, and not for a large one."""
-    pipe = within(folder, "auto")
+    pipe, larger = within(folder, "auto"), small | {"height": 160, "width": 160}
     parts = [Sizes.of(name, several[0]) for name, several in pipe.components.items()]
-    whole = sum(part.whole for part in parts)
-    work = Work.of(pipe.plans(**small), pipe.components)
-    tighten(pipe, whole + max(work.encode, work.denoise, work.decode) + 1000)
-    pipe.plans(**small | {"height": 80})
+    whole, vae = sum(part.whole for part in parts), parts[-1].whole
+    work = Work.of(pipe.plans(**larger), pipe.components)
+    tighten(pipe, OVERHEAD + (whole + vae) // 2 + work.decode)
+    pipe.plans(**small)
+    assert not pipe.components["vae"][0].placement.leaves
+    pipe.plans(**larger)
     assert pipe.components["vae"][0].placement.leaves
     pipe.plans(**small)
     assert not pipe.components["vae"][0].placement.leaves
