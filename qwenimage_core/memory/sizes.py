@@ -64,8 +64,7 @@ class Sizes:
 
     @property
     def buffers(self) -> int:
-        """Bytes that a stream of its blocks needs beside those that stay: room for two units, and a weight on its way to
-        each."""
+        """What a stream of its blocks needs beside those that stay: room for two units, and weights on their way."""
         if not self.blocks:
             return 0
         return _largest(self.blocks) * self.computes.itemsize + SLOTS * self.staging + self.decoding
