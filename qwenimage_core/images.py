@@ -20,11 +20,14 @@ MAX_PIXELS = (
 
 
 def open_picture(source: Any) -> Any:
-    """A PIL picture from a path; a PIL picture passes through. ValueError says what cannot be read and why."""
+    """A PIL picture from a path; a PIL picture passes through. Either has 8 bits a channel afterwards (see
+    `in_eight_bits`). ValueError says what cannot be read and why."""
     from PIL import Image, UnidentifiedImageError
 
-    if source is None or isinstance(source, Image.Image):
-        return source
+    if source is None:
+        return None
+    if isinstance(source, Image.Image):
+        return in_eight_bits(source)
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"a picture or the path of one is needed, not {type(source).__name__}")
     path = Path(source)
@@ -39,11 +42,23 @@ def open_picture(source: Any) -> Any:
                         f"{path} has {picture.width} x {picture.height} pixels; at most {MAX_PIXELS} are read"
                     )
                 picture.load()
-                held = picture.copy()
+                held = in_eight_bits(picture.copy())
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     held.filename = str(path)  # type: ignore[attr-defined]  # kept for the metadata of what is made from it
     return held
+
+
+def in_eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey, as of depth maps, scaled to 8 bits: pillow's own conversion clips it to white. Other pictures pass
+    through; ValueError for values of 32 bits, whose white nobody knows."""
+    if picture.mode.startswith("I;16"):
+        scaled = picture.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+        scaled.info = picture.info  # its orientation
+        return scaled
+    if picture.mode in ("I", "F"):
+        raise ValueError("its values have 32 bits, of which none is agreed to be white; save it with 8 or 16")
+    return picture
 
 
 def is_transparent(picture: Image.Image) -> bool:
@@ -54,12 +69,13 @@ def is_transparent(picture: Image.Image) -> bool:
 
 
 def to_tensor(picture: Image.Image, channels: int = 3) -> torch.Tensor:
-    """(1, channels, H, W) float32 in [-1, 1] from a picture; 3 channels read RGB, 4 RGBA, 1 grey."""
+    """(1, channels, H, W) float32 in [-1, 1] from a picture; 3 channels read RGB, 4 RGBA, 1 grey. 16-bit grey is
+    scaled (see `in_eight_bits`)."""
     import numpy as np
     import torch
 
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    pixels_HWC = np.array(picture.convert(mode), dtype=np.float32)
+    pixels_HWC = np.array(in_eight_bits(picture).convert(mode), dtype=np.float32)
     x_CHW = torch.from_numpy(pixels_HWC.reshape(*pixels_HWC.shape[:2], channels)).permute(2, 0, 1)
     return x_CHW[None] * (2 / 255) - 1
 

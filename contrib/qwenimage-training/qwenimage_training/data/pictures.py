@@ -67,7 +67,7 @@ def read_picture(path: Path, mode: Mode, where: str) -> Image.Image:
     """A picture as it is shown: turned as its EXIF data says; for RGB, what is transparent lies on white."""
     try:
         picture = open_picture(path)
-        shown = ImageOps.exif_transpose(_in_eight_bits(picture))
+        shown = ImageOps.exif_transpose(picture)
         if mode == "RGBA" or not shown.has_transparency_data:
             return shown.convert(mode)
         rgba = shown.convert("RGBA")
@@ -75,17 +75,6 @@ def read_picture(path: Path, mode: Mode, where: str) -> Image.Image:
         return Image.alpha_composite(white, rgba).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # a ValueError of open_picture says what it is about
         raise _unreadable(where, error) from error
-
-
-def _in_eight_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey, as of depth maps, scaled to 8 bits: pillow would clip it to white."""
-    if picture.mode.startswith("I;16"):
-        scaled = picture.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
-        scaled.info = picture.info  # its orientation
-        return scaled
-    if picture.mode in ("I", "F"):
-        raise ValueError("its values have 32 bits, of which none is agreed to be white; save it with 8 or 16")
-    return picture
 
 
 def _unreadable(where: str, why: object) -> LoadError:
