@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.errors import LoadError, QwenImageError
 from qwenimage_core.metadata import MAX_CHARACTERS, PictureMetadata
+from qwenimage_core.writing import whole_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,15 +58,11 @@ def save_picture(
             f"JPEG cannot hold this picture ({path}).", got=image.mode, mend="save it as .png or .webp"
         )
     carrier = _png_text(metadata) if kind == "PNG" else _exif(metadata, kind)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("xb") as file:
+        with whole_file(path) as beside, beside.open("wb") as file:
             image.save(file, format=kind, **settings, **carrier)
-        beside.replace(path)
     except OSError as error:
         raise QwenImageError(f"{path} cannot be written: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 

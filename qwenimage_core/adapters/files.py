@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.errors import AdapterError
+from qwenimage_core.writing import whole_file
 
 from .parse import AlphaOf, parse
 from .weights import LoraWeights
@@ -89,11 +89,5 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """Write a safetensors file atomically: a reader sees the old file or the whole new one."""
     from safetensors.torch import save_file
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial, dict(metadata))
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

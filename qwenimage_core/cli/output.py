@@ -6,7 +6,6 @@ With `--output NAME` one picture gets that name; several get `-1`, `-2`, ... bef
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -16,6 +15,7 @@ from typing import Any, Self
 from qwenimage_core.errors import QwenImageError, RequestError
 from qwenimage_core.metadata import PictureMetadata
 from qwenimage_core.picture_files import KINDS, check_target, save_picture
+from qwenimage_core.writing import whole_file
 
 TENSORS = ".safetensors"
 
@@ -70,15 +70,13 @@ def save(image: Any, path: Path, metadata: PictureMetadata, *, overwrite: bool) 
     """A picture, or a tensor as safetensors with the record in its header. Written beside and renamed."""
     if path.suffix.lower() != TENSORS:
         return save_picture(image, path, metadata, overwrite=overwrite)
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     content = {metadata.request["output_type"]: image.contiguous().cpu()}
     try:
-        save_file(content, beside, metadata={"qwenimage": metadata.to_json()})
-        beside.replace(path)
-    except OSError as error:
+        with whole_file(path) as beside:
+            save_file(content, beside, metadata={"qwenimage": metadata.to_json()})
+    except (OSError, SafetensorError) as error:
         raise QwenImageError(f"{path} cannot be written: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return path

@@ -6,7 +6,6 @@ No random state is kept, because there is none: every draw follows from the seed
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from qwenimage_core.writing import whole_file
 from qwenimage_training.errors import TrainingError
 
 PREFIX = "state-"
@@ -69,14 +69,14 @@ def save_state(folder: Path, state: State, writers: Writers = ALONE) -> Path:
         writers.wait()
         if first or writers.sharded:
             tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
-            save_file(tensors, partial / writers.file)
-            _to_disk(partial / writers.file)
+            with whole_file(partial / writers.file) as beside:
+                save_file(tensors, beside)
         writers.wait()
         if not first:
             return final
         facts = {name: value for name, value in asdict(_bare(state)).items() if name != "tensors"}
-        (partial / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        _to_disk(partial / FACTS)
+        with whole_file(partial / FACTS) as beside:
+            beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if final.exists():  # the same state, written by the run that was stopped
             shutil.rmtree(final)
         partial.replace(final)
@@ -91,11 +91,6 @@ def save_state(folder: Path, state: State, writers: Writers = ALONE) -> Path:
         if old != final:
             shutil.rmtree(old)
     return final
-
-
-def _to_disk(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _bare(state: State) -> State:

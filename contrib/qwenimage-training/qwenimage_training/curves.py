@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
+from qwenimage_core.writing import whole_file
 from qwenimage_training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ class Curves(Callback):
         lines = _read(folder / "log.jsonl")
         if lines:
             sheet = draw_curves(lines, _read(folder / "validation.jsonl"))
-            beside = folder / f".{NAME}.partial"
-            sheet.save(beside, format="PNG")
-            beside.replace(folder / NAME)
+            with whole_file(folder / NAME) as beside:
+                sheet.save(beside, format="PNG")
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from qwenimage_core.writing import whole_file
 
 NAME = "log.jsonl"
 
@@ -18,9 +19,8 @@ class JsonLog:
     def __init__(self, folder: Path, steps_done: int, name: str = NAME) -> None:
         self.path = folder / name
         kept = [line for line in self._lines() if line["step"] <= steps_done] if steps_done else []
-        partial = self.path.with_name(f".{name}.{os.getpid()}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self.path)
+        with whole_file(self.path) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._stream = self.path.open("a", encoding="utf-8")
 
     def _lines(self) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from qwenimage_core.errors import LoadError, RequestError
+from qwenimage_core.writing import whole_file
 from qwenimage_training.callbacks import Callback, StepReport
 from qwenimage_training.data.sheet import lines_of
 from qwenimage_training.errors import TrainingError
@@ -79,9 +80,8 @@ class Previews(Callback):
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{step}.png"
         sheet = contact_sheet(draw_prompts(trainer, self.prompts), self.prompts, f"step {step}")
-        beside = file.with_name(f".{file.name}.partial")
-        sheet.save(beside, format="PNG")
-        beside.replace(file)
+        with whole_file(file) as beside:
+            sheet.save(beside, format="PNG")
         return file
 
     def on_end(self, trainer: Trainer) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qwenimage_core.adapters.files import write
 from qwenimage_core.errors import RequestError
 from qwenimage_core.loading.placement import Placement
+from qwenimage_core.writing import whole_file
 from qwenimage_training import lora
 from qwenimage_training.opening import lora_file
 from qwenimage_training.parts import Part, find_part
@@ -70,9 +71,8 @@ class Trained:
         """Beside the weights of one whole component, its config: so the file opens as the model it came from."""
         if len(self.full) == 1 and not self.full[0].path and self.full[0].component.config is not None:
             text = json.dumps(dict(self.full[0].component.config), indent=2) + "\n"
-            beside = folder / ".config.json.partial"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(folder / "config.json")
+            with whole_file(folder / "config.json") as beside:
+                beside.write_text(text, encoding="utf-8")
 
 
 def published_names(part: Part) -> dict[str, str]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from qwenimage_core.writing import whole_file
 from qwenimage_training.callbacks import Callback, StepReport, by_level
 from qwenimage_training.checkpoint import State, Writers, clear_partial, load_state, save_state
 from qwenimage_training.data.batches import BatchSampler, Position
@@ -253,7 +254,8 @@ class Trainer:
         self.log = JsonLog(folder, self.steps) if self.accelerator.is_main_process else None
         if self.accelerator.is_main_process:
             text = json.dumps(self.arguments.model_dump(), indent=4, ensure_ascii=False)
-            (folder / "training_args.json").write_text(text + "\n", encoding="utf-8")
+            with whole_file(folder / "training_args.json") as beside:
+                beside.write_text(text + "\n", encoding="utf-8")
 
     def _facts(self) -> dict[str, Any]:
         """What decides the course of a run."""

@@ -5,13 +5,14 @@ B batch, N noise tokens, C channels of a packed control token, D transformer wid
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qwenimage_core.writing import whole_file
 
 EPS = 1e-6
 
@@ -78,10 +79,6 @@ def save_controlnet(net: BlockwiseControlNet, path: Path | str) -> Path:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as beside:
         save_file({name: t.contiguous() for name, t in net.state_dict().items()}, beside, {"format": "pt"})
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from qwenimage_core.errors import QwenImageError, RequestError
+from qwenimage_core.writing import whole_file
 from qwenimage_training.data.metadata import Record
 from qwenimage_training.data.rows import RowReader
 
@@ -74,12 +75,10 @@ def lines_of(text: str, letters: int, count: int) -> str:
 
 def save_sheet(sheet: Image.Image, file: Path) -> None:
     """Write a PNG whole or not at all."""
-    beside = file.with_name(f".{file.name}.part")
     try:
-        sheet.save(beside, format="PNG")
-        beside.replace(file)
+        with whole_file(file) as beside:
+            sheet.save(beside, format="PNG")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise RequestError("The contact sheet cannot be written.", got=error, mend="check --sheet") from error
 
 

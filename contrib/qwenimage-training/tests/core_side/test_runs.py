@@ -185,3 +185,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sample(make_argume
 def test_what_cannot_be_trained_is_said_before_the_first_step(make_arguments, options, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         make_trainer(make_arguments(**options))
+
+
+def test_every_file_can_be_read_by_whom_the_umask_lets(make_arguments, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    arguments = make_arguments(trainable_models="text_encoder", max_train_steps=1)
+    run(arguments)
+    files = [path for path in arguments.output.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".png"}
+    modes = {path.name: path.stat().st_mode for path in files}
+    assert modes == dict.fromkeys(modes, (tmp_path / "plain").stat().st_mode)
