@@ -93,6 +93,7 @@ class CacheMaker:
                 for i, component in enumerate(several)
                 if not component.spec.denoises
             },
+            "prompts": _prompt_digests(self.pipe.prompts),
         }
 
     def make(self) -> Path:
@@ -211,6 +212,15 @@ class Watched(dict[str, Any]):
     def get(self, kind: str, default: Any = None) -> Any:
         self.asked.add(kind)
         return super().get(kind, default)
+
+
+def _prompt_digests(prompts: Any) -> dict[str, str]:
+    """By their content, wherever they were read from: the tokenizer, and how pictures are prepared for the encoder."""
+    tokenizer = prompts.tokenizer.tokenizer.backend_tokenizer.to_str()
+    return {
+        "tokenizer": files.digest_of(tokenizer),
+        "processor": files.digest_of(asdict(prompts.preparation)),
+    }
 
 
 def _as_it_is(row: Any) -> Any:

@@ -56,7 +56,11 @@ def check(
     *,
     batch_size: Annotated[int, _own("--batch_size", "rows in a batch, for the plan (default 1)", min=1)] = 1,
     model: Annotated[
-        str | None, _own("--model", "count tokens with its tokenizer: a folder or hub id (default: estimate)")
+        str | None,
+        _own(
+            "--model",
+            "count tokens with the tokenizer of this model (default: estimate)",
+        ),
     ] = None,
     sheet: Annotated[Path | None, _own("--sheet", "write a contact sheet, a PNG file")] = None,
     overwrite: Annotated[bool, _own("--overwrite", "replace the file of --sheet")] = False,

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenimage_core import ModelConfig
-from qwenimage_core.errors import LoadError
+from qwenimage_core.loading.bundle import find_bundle, load_tokenizer
 from qwenimage_core.loading.sources import locate_folder
 from qwenimage_core.models.prompt_templates import SUFFIX, T2I
 
@@ -40,28 +39,10 @@ def estimate() -> TokenCounter:
 
 
 def tokenizer_of(model: str) -> TokenCounter:
-    """The tokenizer of a folder in hub layout, of a folder that is a tokenizer, or of a hub id (which downloads it)."""
-    from transformers import AutoTokenizer
-
-    path = Path(model).expanduser()
-    if path.is_dir():
-        folder = path / "tokenizer" if (path / "tokenizer").is_dir() else path
-    elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        folder = locate_folder(ModelConfig(model_id=model, origin_file_pattern="tokenizer/"))
-    else:
-        raise LoadError(
-            f"There is no model {model!r} to count tokens with.",
-            expected='a folder in hub layout, or a hub id as "Qwen/Qwen-Image"',
-            mend="leave --model out to have tokens estimated",
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise LoadError(
-            f"{folder} holds no tokenizer that can be read.",
-            got=str(error).splitlines()[0],
-            expected="tokenizer.json",
-        ) from error
+    """The tokenizer of a model by any name that `generate --model` takes, or of a folder that is a tokenizer."""
+    found = find_bundle(model).tokenizer
+    folder = locate_folder(found) if found is not None else Path(model).expanduser()
+    tokenizer = load_tokenizer(folder)
     dropped = len(tokenizer(T2I.prefix, add_special_tokens=False)["input_ids"])
 
     def count(prompt: str) -> int:

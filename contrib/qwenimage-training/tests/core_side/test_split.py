@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,31 @@ def test_a_cache_of_something_else_is_refused_and_made_again_on_demand(
     assert "max_pixels: 1048576 -> 1024" in str(caught.value.got)
     make_cache(first.model_copy(update={"overwrite_cache": True}))
     assert "a dog" in json.dumps(files.read_sample(first.output, entry(first.output, 2)).facts)
+
+
+def test_a_cache_of_another_tokenizer_or_processor_is_refused(stages, folder: Path, tmp_path: Path) -> None:
+    """By what they do, not by where they are: a copy is the same."""
+    first, _ = stages()
+    make_cache(first)
+    copy = tmp_path / "tokenizer"
+    shutil.copytree(folder / "tokenizer", copy)
+    moved = first.model_copy(update={"tokenizer_path": str(copy)})
+    make_cache(moved)
+    file = copy / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    file.write_text(json.dumps(content))
+    with pytest.raises(TrainingError) as caught:
+        make_cache(moved)
+    assert "prompts tokenizer: " in str(caught.value.got)
+    assert "processor" not in str(caught.value.got)
+    processor = tmp_path / "processor"
+    processor.mkdir()
+    settings = {"min_pixels": 56 * 56, "max_pixels": 112 * 112}
+    (processor / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(TrainingError) as caught:
+        make_cache(first.model_copy(update={"processor_path": str(processor)}))
+    assert "prompts processor: " in str(caught.value.got)
 
 
 def entry(folder: Path, record: int) -> files.Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import EntryPoint
 
 import pytest
 import typer
@@ -157,6 +158,20 @@ def test_tokens_are_counted_by_the_tokenizer_and_estimated_without(folder, app, 
     counter = tokenizer_of(str(model))
     one, two = counter.count("a red circle"), counter.count("a red circle, a red circle")
     assert report["tokens_longest"] == counter.count(prompt) > two > one > counter.count("") > 0
+
+
+def test_a_model_is_named_as_for_pictures(folder, app, tmp_path, monkeypatch) -> None:
+    """`--model tiny`, or whatever else is installed, as `generate --model` has it."""
+    model = write_tiny_checkpoint(tmp_path / "model")
+    installed = EntryPoint("small", "pathlib:Path.cwd", "qwenimage.models")
+    monkeypatch.setattr("qwenimage_core.loading.bundle.entry_points", lambda group: [installed])
+    monkeypatch.chdir(model)
+    folder.jsonl([{"prompt": "a red circle", "image": noise(folder, "a.png", (64, 64))}])
+    code, report = check(app, folder.path, "--model", "small")
+    assert (code, report["tokens_by"]) == (0, "tokenizer of small")
+    assert report["tokens_longest"] == tokenizer_of(str(model)).count("a red circle")
+    with pytest.raises(LoadError, match="did you mean 'small'"):
+        check(app, folder.path, "--model", "smal")
 
 
 @pytest.mark.parametrize("prompt", ["", "a red circle", "漢字 «große» \n\n x", "<|im_end|>", " lead"])
