@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from qwenimage_core.models.modulation import StepModulation
     from qwenimage_core.models.text_encoder import PromptEncoder
     from qwenimage_core.models.transformer import QwenImageTransformer
+    from qwenimage_core.parallel.group import Group
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class QwenImagePipeline:
         self.given = dict(given or {})
         self.adapters = LoadedAdapters(components)
         self.keeper = Keeper(components, machine)
+        self.group: Group | None = None
 
     @classmethod
     def from_pretrained(
@@ -97,22 +99,25 @@ class QwenImagePipeline:
         processor_config: ModelConfig | None = None,
         vram_limit: float | None = None,
         memory: Memory | None = None,
+        parallel: str | None = None,
         plugins: Sequence[Any] = (),
     ) -> Self:
         """Open a model: `model` is a hub id, a folder in hub layout or "tiny"; or give `model_configs` one by one.
 
         Headers are checked at once, weights are read when they are first needed. `torch_dtype` defaults to bfloat16,
         on a CPU to float32; `device` to the accelerator that is there. `memory` ("auto", "8gb", "16gb", "24gb", or
-        bytes) chooses for each request where weights are. `plugins` are objects or files of plugins, beside the
-        installed ones. Raises LoadError for files that are not what they should be.
+        bytes) chooses for each request where weights are. `parallel` ("data", "tensor", "sequence") is how the
+        processes of torchrun share a run; with "data", each draws only its share. `plugins` are objects or files of
+        plugins, beside the installed ones. Raises LoadError for files that are not what they should be.
         """
         from qwenimage_core.assemble import assemble
 
-        return cls(
+        group = _join(parallel, device)
+        pipe = cls(
             **assemble(
                 model,
                 torch_dtype=torch_dtype,
-                device=device,
+                device=device if group is None else group.device,
                 model_configs=model_configs,
                 tokenizer_config=tokenizer_config,
                 processor_config=processor_config,
@@ -121,6 +126,7 @@ class QwenImagePipeline:
                 plugins=plugins,
             )
         )
+        return pipe if group is None else group.attach(pipe)
 
     @classmethod
     def from_recipe(
@@ -131,6 +137,7 @@ class QwenImagePipeline:
         device: str | torch.device | None = None,
         vram_limit: float | None = None,
         memory: Memory | None = None,
+        parallel: str | None = None,
         low_memory: bool = False,
         plugins: Sequence[Any] = (),
         **files: Any,
@@ -140,10 +147,11 @@ class QwenImagePipeline:
         ModelConfig: `local_model_path`, `download_source`, `skip_download`, ..."""
         from qwenimage_core.assemble import assemble_recipe
 
+        group = _join(parallel, device)
         parts, loras = assemble_recipe(
             name,
             torch_dtype=torch_dtype,
-            device=device,
+            device=device if group is None else group.device,
             vram_limit=vram_limit,
             memory=memory,
             low_memory=low_memory,
@@ -151,6 +159,8 @@ class QwenImagePipeline:
             files=files,
         )
         pipe = cls(**parts)
+        if group is not None:
+            group.attach(pipe)
         for lora, config in loras.items():
             pipe.load_lora(config, name=lora)
         return pipe
@@ -162,7 +172,7 @@ class QwenImagePipeline:
 
     def generate(self, prompt: str | list[str] | None = None, **fields: Any) -> Generation:
         """Draw, and keep the plans and seeds with the pictures."""
-        plans = self.plans(prompt, **fields)
+        plans = self.share(self.plans(prompt, **fields))
         seeds = [seed for plan in plans for seed in plan.seeds]
         with self.keeper.watch() as most:
             self._encode_texts(plans)
@@ -195,7 +205,7 @@ class QwenImagePipeline:
         known = {*CoreRequest.model_fields, *(field for plugin in active for field in plugin.fields)}
         defaults = {name: value for name, value in self.defaults.items() if name in known}
         request = self.registry.request(**{**defaults, **self.registry.defaults(given), **given})
-        first = secrets.randbelow(2**32) if request.seed is None else request.seed
+        first = self._first_seed() if request.seed is None else request.seed
         seeds = range(first, first + request.num_images_per_prompt)
         tile = (request.tile_size, request.tile_stride) if request.tiled else None
         encoders = self.encoders(self.prompts, self.components, self.backbone, tile=tile)
@@ -208,6 +218,14 @@ class QwenImagePipeline:
             options=self.options,
         )
         return self.keeper.settle([make_plan(replace(ctx, prompt=p), active, seeds) for p in request.prompts])
+
+    def share(self, plans: list[Plan]) -> list[Plan]:
+        """What this process draws of them, where several share a run; else all."""
+        return plans if self.group is None else self.group.share(plans)
+
+    def _first_seed(self) -> int:
+        drawn = secrets.randbelow(2**32)
+        return drawn if self.group is None else self.group.agree(drawn)
 
     def explain(self, prompt: str | list[str] | None = None, **fields: Any) -> Explanation:
         """What this request would do, in words; loads and runs no model."""
@@ -276,6 +294,14 @@ class QwenImagePipeline:
     def loras(self) -> tuple[Adapter, ...]:
         """What `load_lora` has attached, with the strengths of now."""
         return tuple(self.adapters)
+
+
+def _join(parallel: str | None, device: str | torch.device | None) -> Group | None:
+    if parallel is None:
+        return None
+    from qwenimage_core.parallel.group import Group
+
+    return Group.join(parallel, device)
 
 
 def _reporter(plan: Plan) -> Callable[[int, torch.Tensor, torch.Tensor], None] | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from qwenimage_core.cli.drawing import draw
 from qwenimage_core.cli.options import FieldOption, field_options, with_fields
-from qwenimage_core.cli.output import Targets, save
+from qwenimage_core.cli.output import Targets
 from qwenimage_core.cli.session import (
     Device,
     Dtype,
@@ -22,9 +23,9 @@ from qwenimage_core.cli.session import (
     NoPlugins,
     Output,
     Overwrite,
+    ParallelWay,
     PluginFiles,
     RecipeName,
-    Session,
     model_of,
     open_session,
     parse_loras,
@@ -33,10 +34,8 @@ from qwenimage_core.cli.session import (
     show_plan,
 )
 from qwenimage_core.errors import RequestError
+from qwenimage_core.parallel.launch import Launch, checked, leads
 from qwenimage_core.registry import PluginRegistry
-
-if TYPE_CHECKING:
-    from qwenimage_core.plan import Plan
 
 Prompt = Annotated[
     str | None, typer.Argument(metavar="[PROMPT]", help="what to draw, in quotes", show_default=False)
@@ -69,6 +68,7 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         recipe: RecipeName = None,
         low_memory: LowMemory = False,
         memory: MemoryLimit = None,
+        parallel: ParallelWay = None,
         output: Output = None,
         overwrite: Overwrite = False,
         lora: Lora = None,
@@ -82,6 +82,7 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         """Draw pictures from a prompt and write them, each with the record of how it was made."""
         assert registry is not None
         begun = time.perf_counter()
+        parallel = checked(parallel or ("data" if Launch.found() else None))
         request = _request(text, fields, registry)
         source = model_of(model, recipe)
         session = open_session(
@@ -92,6 +93,7 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
             loras=parse_loras(lora),
             low_memory=low_memory,
             memory=memory,
+            parallel=parallel,
         )
         plans = session.pipe.plans(**request, progress_bar_cmd=progress)
         kind = plans[0].request.output_type
@@ -101,15 +103,14 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         targets = Targets.of(output, seeds, kind=kind, overwrite=overwrite)
         if not as_json:
             show_plan(session, plans)
-        written: list[dict[str, Any]] = []
         with session.pipe.keeper.watch() as peak:
-            for plan in plans:
-                for seed, number, image in _draw(session, plan):
-                    path = targets.path(len(written) + 1, seed)
-                    save(image, path, session.describe(plan, seed, number), overwrite=overwrite)
-                    written.append({"path": str(path), "seed": seed, "prompt": plan.prompt})
-                    if not as_json:
-                        print(path, flush=True)
+            written = draw(
+                session, plans, targets, lambda each: None if as_json else print(each["path"], flush=True)
+            )
+        if session.pipe.group is not None:
+            session.pipe.group.leave()
+        if not leads():
+            return
         if as_json:
             seconds = round(time.perf_counter() - begun, 3)
             print(json.dumps({"pictures": written, "seconds": seconds, "peak_bytes": peak.bytes}))
@@ -117,15 +118,6 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
             show_peak(peak.bytes)
 
     return generate
-
-
-def _draw(session: Session, plan: Plan) -> list[tuple[int, int, Any]]:
-    """(seed, number among the pictures of that seed, picture), in order."""
-    found = []
-    for seed, images in zip(plan.seeds, session.pipe.run(plan), strict=True):
-        several = images if isinstance(images, list) else [images]
-        found += [(seed, number, image) for number, image in enumerate(several)]
-    return found
 
 
 def _explain(registry: PluginRegistry | None) -> Callable[..., None]:

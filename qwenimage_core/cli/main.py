@@ -19,6 +19,7 @@ from typer.models import CommandInfo, TyperInfo
 
 from qwenimage_core.cli import again, generate, memory, report
 from qwenimage_core.errors import ConflictError, QwenImageError, QwenImageWarning
+from qwenimage_core.parallel.launch import leads
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.version import __version__
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    if issubclass(category, QwenImageWarning):
+    if issubclass(category, QwenImageWarning) and leads():
         print(f"warning: {message}", file=sys.stderr)
 
 

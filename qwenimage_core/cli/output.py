@@ -6,9 +6,9 @@ With `--output NAME` one picture gets that name; several get `-1`, `-2`, ... bef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,16 +44,25 @@ class Targets:
             targets._check(path)
         return targets
 
+    def paths(self, seeds: Sequence[int]) -> list[Path]:
+        """The files for pictures of these seeds, when none is written yet."""
+        if self.output is None:
+            return list(islice(self._free(), len(seeds)))
+        return [self.path(number, seed) for number, seed in enumerate(seeds, 1)]
+
     def path(self, number: int, seed: int) -> Path:
         """The file for the `number`-th picture of this call, from 1."""
         if self.output is None:
-            names = (Path(f"qwenimage-{n:04}{'.png' if self.kind == 'pil' else TENSORS}") for n in count(1))
-            return next(name for name in names if not name.exists())
+            return next(self._free())
         name = self.output.name
         numbered = self.several or number > 1  # a plugin may decode more pictures than frames
         if numbered and "{n}" not in name and "{seed}" not in name:
             name = f"{self.output.stem}-{{n}}{self.output.suffix}"
         return self.output.with_name(name.replace("{n}", str(number)).replace("{seed}", str(seed)))
+
+    def _free(self) -> Iterator[Path]:
+        names = (Path(f"qwenimage-{n:04}{'.png' if self.kind == 'pil' else TENSORS}") for n in count(1))
+        return (name for name in names if not name.exists())
 
     def _check(self, path: Path) -> None:
         if (path.suffix.lower() == TENSORS) != (self.kind != "pil"):

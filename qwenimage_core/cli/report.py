@@ -11,6 +11,7 @@ from typing import Any
 
 from qwenimage_core.catalogue import PEER_NAMES, extra_of_command, known_fields
 from qwenimage_core.errors import QwenImageError, RequestError
+from qwenimage_core.parallel.launch import Launch
 from qwenimage_core.registry import PluginRegistry
 
 UNEXPECTED = "This is a fault of qwenimage itself; run again with QWENIMAGE_DEBUG=1 and report the traceback"
@@ -26,6 +27,8 @@ def show(error: BaseException, *, as_json: bool, debug: bool) -> None:
         traceback.print_exception(error, file=sys.stderr)
     parts = error.as_dict() if isinstance(error, QwenImageError) else _unexpected(error)
     notes = list(getattr(error, "__notes__", ()))
+    if (launch := Launch.found()) is not None:
+        notes.append(f"in process {launch.rank} of 0..{launch.world - 1}")
     if as_json:
         print(json.dumps(parts | {"notes": notes}), file=sys.stderr)
         return

@@ -13,6 +13,7 @@ import typer
 
 from qwenimage_core.errors import RequestError
 from qwenimage_core.metadata import AdapterUsed, ModelUsed, PictureMetadata, PluginUsed, describe
+from qwenimage_core.parallel.launch import leads
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.request import CoreRequest
 
@@ -43,6 +44,10 @@ LowMemory = Annotated[
 MemoryLimit = Annotated[
     str | None,
     _own("--memory", help="keep to this much memory: auto, 8gb, 16gb, 24gb or bytes (docs/memory.md)"),
+]
+ParallelWay = Annotated[
+    str | None,
+    _own("--parallel", help="how processes of torchrun share the run: data (default), tensor or sequence"),
 ]
 Lora = Annotated[list[str] | None, _own("--lora", help="LoRA file, FILE or FILE=STRENGTH (may be repeated)")]
 Dtype = Annotated[
@@ -117,6 +122,7 @@ def open_session(
     loras: Sequence[tuple[str, float]],
     low_memory: bool = False,
     memory: str | int | None = None,
+    parallel: str | None = None,
 ) -> Session:
     """Open the model (a recipe's in its low-memory form if asked; or within `memory`) and attach the LoRAs. Here
     torch is imported."""
@@ -141,6 +147,7 @@ def open_session(
         "device": device,
         "plugins": plugins,
         "memory": memory,
+        "parallel": parallel,
     }
     if recipe is None:
         pipe = QwenImagePipeline.from_pretrained(model, **shared)
@@ -165,7 +172,7 @@ def show_plan(session: Session, plans: Sequence[Plan]) -> None:
     from qwenimage_core.memory.report import component_facts, component_lines, stage_facts, table
 
     keeper = session.pipe.keeper
-    if keeper.machine is not None:
+    if keeper.machine is not None and leads():
         lines = [*component_lines(component_facts(keeper)), *table(stage_facts(keeper, plans))]
         print("\n".join(lines), file=sys.stderr)
 
@@ -212,4 +219,4 @@ def progress(steps: Any) -> Any:
     """The progress bar: on stderr, and only where somebody sees it."""
     from tqdm import tqdm
 
-    return tqdm(steps, disable=None, leave=False)
+    return tqdm(steps, disable=None if leads() else True, leave=False)

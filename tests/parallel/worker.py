@@ -1,0 +1,100 @@
+"""One process of torchrun: draws every case with one pipeline and keeps the latents.
+
+worker.py PARALLEL MODEL LORA FOLDER [CASE ...]; alone (no torchrun) with PARALLEL "none".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import qwenimage_edit
+import qwenimage_eligen
+from qwenimage_core import QwenImagePipeline
+from qwenimage_core.context import Context
+from qwenimage_core.hooks import hookimpl
+from qwenimage_core.registry import PluginRegistry
+from qwenimage_core.request import FieldsModel
+from qwenimage_core.values import Residual
+
+
+class Push:
+    """A residual in which every noise token depends on all others, so that a share of them would not do."""
+
+    NAME = "push"
+
+    class Fields(FieldsModel):
+        push: float | None = None
+
+    @hookimpl
+    def request_fields(self) -> type[FieldsModel]:
+        return self.Fields
+
+    @hookimpl
+    def residual_inject(self, ctx: Context) -> Sequence[Residual]:
+        def delta(block: int, step: int, tokens: torch.Tensor, *inputs: Any) -> torch.Tensor:
+            return ctx.request.push * torch.tanh(tokens.cumsum(dim=1).roll(3, dims=1))
+
+        return [Residual(name="push", delta=delta)]
+
+
+def gradient() -> Image.Image:
+    return Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * i).resize((64, 48)) for i in range(3)])
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """An odd number of tokens of every kind somewhere, guidance everywhere but in `odd`."""
+    left = Image.new("L", (48, 80))
+    left.paste(255, (0, 0, 24, 80))
+    reference = {"edit_image": gradient(), "edit_image_auto_resize": False}
+    entities = {
+        "eligen_entity_prompts": ["a cat", "a tall dog"],
+        "eligen_entity_masks": [left, left.rotate(180)],
+    }
+    return {
+        "plain": {},
+        "odd": {"cfg_scale": 1.0, "prompt": "seven"},
+        "reference": reference,
+        "entities": entities,
+        "residual": {"push": 0.5, **reference},
+        "lora": {"lora": True, **reference, **entities},
+    }
+
+
+def main(parallel: str, model: str, lora: str, folder: str) -> None:
+    plugins: Any = PluginRegistry.discover([qwenimage_edit, qwenimage_eligen, Push()], disable_all=True)
+    pipe = QwenImagePipeline.from_pretrained(
+        model, device="cpu", plugins=plugins, parallel=None if parallel == "none" else parallel
+    )
+    found = {}
+    for name, case in cases().items():
+        if case.pop("lora", False):
+            pipe.load_lora(lora)
+        fields = {
+            "prompt": "a red circle",
+            "height": 80,
+            "width": 48,
+            "num_inference_steps": 2,
+            "seed": 1,
+            **case,
+        }
+        found[name] = pipe(**fields, output_type="latent", progress_bar_cmd=iter).contiguous()
+        found[f"{name} picture"] = pipe(**fields, output_type="tensor", progress_bar_cmd=iter).contiguous()
+    blocks = pipe.components["transformer"][0].module.transformer_blocks
+    held = sum(getattr(p, "_local_tensor", p).numel() for p in blocks[0].attn.parameters())
+    drawn = pipe.plans("no seed given", height=32, width=32, num_inference_steps=1)[0].seeds[0]
+    rank = os.environ.get("RANK", "0")
+    save_file(found, Path(folder) / f"{parallel}-{rank}.safetensors")
+    (Path(folder) / f"{parallel}-{rank}.json").write_text(json.dumps({"held": held, "seed": drawn}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
