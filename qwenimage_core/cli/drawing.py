@@ -41,7 +41,7 @@ def _draw_together(
 ) -> list[Written]:
     """Draw with the other processes; when all are done, name the pictures as one process would, and write them. Where
     all have drawn the same, the first writes."""
-    drawn = [(plan, *picture) for plan in group.share(plans) for picture in _pictures(session, plan)]
+    drawn = [(plan, *picture) for plan in session.pipe.share(plans) for picture in _pictures(session, plan)]
     if group.parallel != "data" and group.rank > 0:
         drawn = []
     seeds = group.every([seed for _, seed, _, _ in drawn])
