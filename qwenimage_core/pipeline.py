@@ -219,7 +219,7 @@ class QwenImagePipeline:
         )
         return self.keeper.settle([make_plan(replace(ctx, prompt=p), active, seeds) for p in request.prompts])
 
-    def share(self, plans: list[Plan]) -> list[Plan]:
+    def share(self, plans: Sequence[Plan]) -> Sequence[Plan]:
         """What this process draws of them, where several share a run; else all."""
         return plans if self.group is None else self.group.share(plans)
 

@@ -65,6 +65,7 @@ def test_two_processes_draw_what_one_draws(
             )
         facts = json.loads((tmp_path / f"{parallel}-{rank}.json").read_text())
         seeds.add(facts["seed"])
+        assert facts["refused"] == (["merged", "product"] if parallel == "tensor" else ["gradients"])
         assert facts["held"] < 0.51 * said["held"] if parallel == "tensor" else facts["held"] == said["held"]
     assert len(seeds) == 1, "a seed that nobody gave is the same on all processes"
     plain = expected["plain"]

@@ -19,11 +19,16 @@ from safetensors.torch import save_file
 import qwenimage_edit
 import qwenimage_eligen
 from qwenimage_core import QwenImagePipeline
+from qwenimage_core.adapters.lora import Adapter
+from qwenimage_core.adapters.weights import Kronecker, LoraWeights
 from qwenimage_core.context import Context
+from qwenimage_core.errors import QwenImageError
 from qwenimage_core.hooks import hookimpl
+from qwenimage_core.inputs import encode
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.request import FieldsModel
 from qwenimage_core.values import Residual
+from qwenimage_core.velocity import bind
 
 
 class Push:
@@ -69,6 +74,34 @@ def cases() -> dict[str, dict[str, Any]]:
     }
 
 
+def refusals(pipe: QwenImagePipeline, lora: str) -> list[str]:
+    """Which of these are errors: a LoRA merged into weights, a Kronecker product, gradients."""
+    pipe.clear_lora()
+    found = []
+    try:
+        pipe.load_lora(lora, mode="merged")
+    except QwenImageError:
+        found.append("merged")
+    pipe.clear_lora()
+    product = Kronecker(torch.randn(8, 8), torch.randn(8, 8), alpha=None)
+    pipe.adapters.load(
+        Adapter(name="product", weights=LoraWeights({"transformer_blocks.0.attn.to_k": product}))
+    )
+    try:
+        pipe("a red circle", height=32, width=32, num_inference_steps=1, progress_bar_cmd=iter)
+    except QwenImageError:
+        found.append("product")
+    pipe.clear_lora()
+    transformer = pipe.components["transformer"][0].module
+    plan = pipe.plan("a red circle", height=32, width=32, num_inference_steps=1, seed=1)
+    inputs = encode(plan, dtype=torch.float32, device=torch.device("cpu"))
+    try:
+        bind(transformer, plan, inputs)(inputs.latents_BNC, 0)
+    except QwenImageError:
+        found.append("gradients")
+    return found
+
+
 def main(parallel: str, model: str, lora: str, folder: str) -> None:
     plugins: Any = PluginRegistry.discover([qwenimage_edit, qwenimage_eligen, Push()], disable_all=True)
     pipe = QwenImagePipeline.from_pretrained(
@@ -91,9 +124,12 @@ def main(parallel: str, model: str, lora: str, folder: str) -> None:
     blocks = pipe.components["transformer"][0].module.transformer_blocks
     held = sum(getattr(p, "_local_tensor", p).numel() for p in blocks[0].attn.parameters())
     drawn = pipe.plans("no seed given", height=32, width=32, num_inference_steps=1)[0].seeds[0]
+    refused = refusals(pipe, lora) if parallel != "none" else []
     rank = os.environ.get("RANK", "0")
     save_file(found, Path(folder) / f"{parallel}-{rank}.safetensors")
-    (Path(folder) / f"{parallel}-{rank}.json").write_text(json.dumps({"held": held, "seed": drawn}))
+    (Path(folder) / f"{parallel}-{rank}.json").write_text(
+        json.dumps({"held": held, "seed": drawn, "refused": refused})
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Counted are whole files, blank lines and comments too, of all that turns a request into pictures: what the peer has in
 its folder of modular blocks for this family (`diffusers/modular_pipelines/qwenimage`, 8,938 lines for fewer variants).
-Left out is what the peer keeps elsewhere: model classes, loading, placement, adapters, the host of blocks or plugins,
-command lines, lists of published models, and what is written into files. A new file counts unless it is named here.
+Left out is what the peer keeps elsewhere: model classes, loading, placement, sharing a run between processes,
+adapters, the host of blocks or plugins, command lines, lists of published models, and what is written into files. A new
+file counts unless it is named here.
 """
 
 from __future__ import annotations
