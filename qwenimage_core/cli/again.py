@@ -20,8 +20,9 @@ from qwenimage_core.cli.session import (
     show_peak,
     show_plan,
 )
-from qwenimage_core.errors import LoadError, QwenImageError
+from qwenimage_core.errors import LoadError, QwenImageError, RequestError
 from qwenimage_core.metadata import PICTURE, PictureMetadata, find_picture, versions
+from qwenimage_core.parallel.launch import Launch
 from qwenimage_core.picture_files import check_target, read_metadata
 from qwenimage_core.registry import PluginRegistry
 
@@ -55,6 +56,10 @@ def again(
 
     Plugin files are never run because a picture names them: give them with --plugin.
     """
+    if Launch.found() is not None:
+        raise RequestError(
+            "`again` draws one picture in one process.", got="several", mend="start it without torchrun"
+        )
     record = read_metadata(picture)
     target = output or picture.with_name(f"{picture.stem}-again{picture.suffix}")
     check_target(target, overwrite=overwrite)

@@ -11,7 +11,7 @@ from typing import Any
 
 from qwenimage_core.catalogue import PEER_NAMES, extra_of_command, known_fields
 from qwenimage_core.errors import QwenImageError, RequestError
-from qwenimage_core.parallel.launch import Launch
+from qwenimage_core.parallel.launch import Launch, deserted
 from qwenimage_core.registry import PluginRegistry
 
 UNEXPECTED = "This is a fault of qwenimage itself; run again with QWENIMAGE_DEBUG=1 and report the traceback"
@@ -25,6 +25,10 @@ def show(error: BaseException, *, as_json: bool, debug: bool) -> None:
     """Print an error; with `debug` its traceback before it."""
     if debug:
         traceback.print_exception(error, file=sys.stderr)
+    if deserted(error):
+        error = QwenImageError(
+            "Another process of this run has ended.", mend="mend its error, which it has printed itself"
+        )
     parts = error.as_dict() if isinstance(error, QwenImageError) else _unexpected(error)
     notes = list(getattr(error, "__notes__", ()))
     if (launch := Launch.found()) is not None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qwenimage_core.errors import RequestError
+
 if TYPE_CHECKING:
     from qwenimage_core.plan import Plan
 
@@ -13,7 +15,14 @@ if TYPE_CHECKING:
 def share(plans: Sequence[Plan], rank: int, world: int) -> list[Plan]:
     """The plans of one process. Prompts are shared out whole where there are at least as many as processes: their
     pictures are then drawn in the batches that one process would draw them in, bit for bit. Fewer prompts are cut by
-    seed. A process may be left with none."""
+    seed. Raises RequestError where a process would be left with none."""
+    if (drawn := sum(len(plan.seeds) for plan in plans)) < world:
+        raise RequestError(
+            'parallel="data" has fewer pictures than processes.',
+            got=f"{drawn} for {world} processes",
+            expected="a picture for each process",
+            mend='use parallel="sequence" or "tensor", which share one picture, or a smaller --nproc_per_node',
+        )
     if len(plans) >= world:
         return list(plans[_part(len(plans), rank, world)])
     pictures = [(plan, seed) for plan in plans for seed in plan.seeds]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group of the moment in which they are imported as default arguments. Imported later (by
+# transformers or DTensor), they would keep a group and its threads alive when it is left.
+import torch.distributed.nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from qwenimage_core.errors import RequestError
 from qwenimage_core.parallel.data import share
@@ -20,6 +27,12 @@ if TYPE_CHECKING:
     from qwenimage_core.plan import Plan
 
     Pipeline = TypeVar("Pipeline", bound=QwenImagePipeline)
+
+PATIENCE = timedelta(days=1)
+"""One that has drawn its share waits for the others, which may take hours. One that ends is noticed at once."""
+
+MESHES: list[DeviceMesh] = []
+"""Of this process's tensor parallel transformers; they refer to the group."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,9 @@ class Group:
             torch.accelerator.set_device_index(own.index)
         if not dist.is_initialized():
             # gloo carries what is said in words (seeds, names), whatever carries tensors
-            dist.init_process_group(backend="gloo" if own.type == "cpu" else f"cpu:gloo,{_backend(own)}")
+            backend = "gloo" if own.type == "cpu" else f"cpu:gloo,{_backend(own)}"
+            dist.init_process_group(backend=backend, timeout=PATIENCE)
+            atexit.register(_part)
         return cls(way, launch.rank, launch.world, own)
 
     def attach(self, pipe: Pipeline) -> Pipeline:
@@ -59,7 +74,7 @@ class Group:
                 )
             from qwenimage_core.parallel.tensor import shard
 
-            shard(component, self.world, self.device)
+            MESHES.append(shard(component, self.world, self.device))
         elif self.parallel == "sequence":
             from qwenimage_core.parallel.sequence import split
 
@@ -85,12 +100,26 @@ class Group:
         ]
 
     def leave(self) -> None:
-        """Part from the others; nothing can be drawn together afterwards."""
-        dist.destroy_process_group()
+        """Part from the others when all have come this far; nothing can be drawn together afterwards. A process that
+        ends without it (an error, Ctrl-C) parts at its exit, and waits for nobody."""
+        if dist.is_initialized():
+            self.every(None)
+            _part()
 
     def agree(self, value: Any) -> Any:
         """The first process's value, for all."""
         return self.every(value)[0]
+
+
+def _part() -> None:
+    """End the group and its threads, while Python is still there: a thread of gloo drops the tensors it has sent some
+    time after they arrived, needs Python for that, and aborts the process where there is none any more. The threads end
+    with the last reference to the group."""
+    while MESHES:
+        # not public, and absent from some versions of torch; a mesh itself stays in caches of DTensor's operations
+        getattr(MESHES.pop(), "_pg_registry", {}).clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _device_of(device: str | torch.device | None, launch: Launch) -> torch.device:

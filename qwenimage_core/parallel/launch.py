@@ -31,6 +31,13 @@ class Launch:
         return cls(*(int(os.environ[name]) for name in names))
 
 
+def deserted(error: BaseException) -> bool:
+    """Whether a call failed because another process of this run has ended. torch has no type for it."""
+    signs = ("closed by peer", "reset by peer", "remote process exited", "broken pipe")
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and Launch.found() is not None and any(s in text for s in signs)
+
+
 def leads() -> bool:
     """Whether this process speaks for all: prints, and says what was done."""
     launch = Launch.found()

@@ -29,9 +29,9 @@ BY_OUTPUT = (
 BY_INPUT = ("attn.to_out.0", "attn.to_add_out", "img_mlp.net.2", "txt_mlp.net.2")
 
 
-def shard(component: Component, world: int, device: torch.device) -> None:
-    """Make a transformer that is not loaded yet read, keep and use this process's share of its blocks. Its placement
-    must stay as it is.
+def shard(component: Component, world: int, device: torch.device) -> DeviceMesh:
+    """Make a transformer that is not loaded yet read, keep and use this process's share of its blocks; gives the mesh
+    of the processes. Its placement must stay as it is.
 
     Raises RequestError where heads cannot be shared out evenly, and where weights come and go.
     """
@@ -62,6 +62,7 @@ def shard(component: Component, world: int, device: torch.device) -> None:
             cuts |= {f"{path}.weight": 0, f"{path}.bias": 0} if by_output else {f"{path}.weight": 1}
             cuts |= {} if by_output else {f"{path}.bias": WHOLE}
     component.blocks.source = Shares(component, mesh, cuts)
+    return mesh
 
 
 WHOLE = -1  # no dimension is cut: each process has the whole tensor

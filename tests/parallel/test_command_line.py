@@ -70,16 +70,17 @@ def test_pictures_of_one_prompt_are_shared_out_and_told_once(torchrun, model: Pa
     assert sorted(files(tmp_path)) == ["cat-1.png", "cat-2.png", "cat-3.png"]
 
 
-def test_an_error_in_one_process_ends_all(torchrun, model: Path, tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_all(two_alone, model: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "stumbles.py"
     plugin.write_text(FAILS_IN_ONE)
     work = tmp_path / "work"
     work.mkdir()
     words = ["generate", *PROMPTS, "--model", model, "--device", "cpu", *SMALL[:-1], "--stumble", 1]
-    done = torchrun("-m", "qwenimage_core", *words, "--plugin", plugin, cwd=work)
-    assert done.returncode != 0
-    assert "the second process stumbles" in done.stderr and "in process 1 of 0..1" in done.stderr
-    assert files(work) == {} and done.stdout == ""
+    first, second = two_alone("-m", "qwenimage_core", *words, "--plugin", plugin, cwd=work)
+    assert (first.returncode, second.returncode) == (1, 1), first.stderr + second.stderr
+    assert "the second process stumbles" in second.stderr and "in process 1 of 0..1" in second.stderr
+    assert "Another process of this run has ended" in first.stderr and "in process 0 of" in first.stderr
+    assert files(work) == {} and first.stdout == second.stdout == ""
 
 
 def test_a_process_that_is_alone_is_told_how_to_start_several(
@@ -87,3 +88,13 @@ def test_a_process_that_is_alone_is_told_how_to_start_several(
 ) -> None:
     assert main(["generate", "a cat", "--parallel", "tensor", "--model", str(model), *SMALL]) == 1
     assert "torchrun --nproc_per_node 2" in capsys.readouterr().err
+
+
+def test_again_is_for_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "cat.png").write_bytes(b"")
+    assert main(["again", str(tmp_path / "cat.png")]) == 1
+    assert "without torchrun" in capsys.readouterr().err

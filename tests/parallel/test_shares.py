@@ -13,6 +13,7 @@ from qwenimage_core.attention import Grouped, Groups, Masked
 from qwenimage_core.errors import RequestError
 from qwenimage_core.parallel.attention import of_queries
 from qwenimage_core.parallel.data import share
+from qwenimage_core.parallel.group import Group
 from qwenimage_core.parallel.launch import checked
 from qwenimage_core.parallel.tensor import shard
 from qwenimage_core.testing import write_tiny_checkpoint
@@ -29,6 +30,10 @@ def test_shares_in_order_are_the_whole(model: Path, prompts: int, world: int) ->
     pipe = QwenImagePipeline.from_pretrained(str(model), device="cpu")
     names = [f"prompt {n}" for n in range(prompts)]
     plans = pipe.plans(names, seed=7, num_images_per_prompt=3, height=32, width=32)
+    if prompts * 3 < world:
+        with pytest.raises(RequestError, match="3 for 4 processes"):
+            share(plans, 0, world)
+        return
     shares = [share(plans, rank, world) for rank in range(world)]
     drawn = [(plan.prompt, seed) for own in shares for plan in own for seed in plan.seeds]
     assert drawn == [(name, seed) for name in names for seed in (7, 8, 9)]
@@ -78,6 +83,18 @@ def test_tensor_parallel_refuses_what_it_cannot_cut(model: Path) -> None:
         ],
         tokenizer_config=ModelConfig(path=model / "tokenizer"),
         device="cpu",
+        vram_limit=1.0,
     )
     with pytest.raises(RequestError, match="weights that come and go"):
         shard(streamed.components["transformer"][0], 2, torch.device("cpu"))
+    group = Group("tensor", rank=0, world=2, device=torch.device("cpu"))
+    preset = QwenImagePipeline.from_pretrained(str(model), device="cpu", memory="8gb")
+    with pytest.raises(RequestError, match="memory preset"):
+        group.attach(preset)
+
+
+def test_sequence_parallel_refuses_fewer_tokens_than_processes(model: Path) -> None:
+    pipe = QwenImagePipeline.from_pretrained(str(model), device="cpu")
+    group = Group("sequence", rank=0, world=400, device=torch.device("cpu"))
+    with pytest.raises(RequestError, match="fewer tokens than processes"):
+        group.attach(pipe)("a cat", height=32, width=32, num_inference_steps=1, progress_bar_cmd=iter, seed=1)

@@ -67,6 +67,8 @@ def test_two_processes_draw_what_one_draws(
         seeds.add(facts["seed"])
         assert facts["refused"] == (["merged", "product"] if parallel == "tensor" else ["gradients"])
         assert facts["held"] < 0.51 * said["held"] if parallel == "tensor" else facts["held"] == said["held"]
+        # a thread of gloo that outlives Python aborts the process, now and then
+        assert json.loads((tmp_path / f"{parallel}-{rank}-threads.json").read_text()) == []
     assert len(seeds) == 1, "a seed that nobody gave is the same on all processes"
     plain = expected["plain"]
     assert not any(torch.allclose(plain, expected[n], atol=1e-2) for n in ("reference", "entities", "lora"))

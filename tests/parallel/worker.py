@@ -1,10 +1,11 @@
 """One process of torchrun: draws every case with one pipeline and keeps the latents.
 
-worker.py PARALLEL MODEL LORA FOLDER [CASE ...]; alone (no torchrun) with PARALLEL "none".
+worker.py PARALLEL MODEL LORA FOLDER; alone (no torchrun) with PARALLEL "none".
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -102,7 +103,17 @@ def refusals(pipe: QwenImagePipeline, lora: str) -> list[str]:
     return found
 
 
+def keep_threads(file: Path) -> None:
+    """Which threads of gloo are still there (Linux says)."""
+    tasks = Path("/proc/self/task")
+    names = [(task / "comm").read_text().strip() for task in tasks.iterdir()] if tasks.exists() else []
+    file.write_text(json.dumps([name for name in names if "gloo" in name]))
+
+
 def main(parallel: str, model: str, lora: str, folder: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    # registered before the group is joined, so that it runs after all that a pipeline does at the exit
+    atexit.register(keep_threads, Path(folder) / f"{parallel}-{rank}-threads.json")
     plugins: Any = PluginRegistry.discover([qwenimage_edit, qwenimage_eligen, Push()], disable_all=True)
     pipe = QwenImagePipeline.from_pretrained(
         model, device="cpu", plugins=plugins, parallel=None if parallel == "none" else parallel
@@ -125,11 +136,13 @@ def main(parallel: str, model: str, lora: str, folder: str) -> None:
     held = sum(getattr(p, "_local_tensor", p).numel() for p in blocks[0].attn.parameters())
     drawn = pipe.plans("no seed given", height=32, width=32, num_inference_steps=1)[0].seeds[0]
     refused = refusals(pipe, lora) if parallel != "none" else []
-    rank = os.environ.get("RANK", "0")
     save_file(found, Path(folder) / f"{parallel}-{rank}.safetensors")
     (Path(folder) / f"{parallel}-{rank}.json").write_text(
         json.dumps({"held": held, "seed": drawn, "refused": refused})
     )
+    if parallel == "tensor":  # the other way ends without it, as after an error
+        assert pipe.group is not None
+        pipe.group.leave()
 
 
 if __name__ == "__main__":
