@@ -1,4 +1,4 @@
-"""What may follow a run: loggers, validation, anything of one's own. All methods are called on the main process."""
+"""What may follow a run: loggers, validation, anything of one's own. Methods are called on the main process."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ def by_level(levels: Sequence[float], losses: Sequence[float]) -> dict[str, floa
 
 class Callback:
     """Subclass it and override what you need."""
+
+    everywhere = False
+    """Whether `on_step` is called on all processes: for what computes with weights that may be shared out."""
 
     def on_validation(self, values: Mapping[str, Any], sheet: Path | None, trainer: Trainer) -> None:
         """After a validation: its line in validation.jsonl, and its contact sheet."""

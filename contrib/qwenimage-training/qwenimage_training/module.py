@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qwenimage_training.encoded import Encoded, VelocityModel, encode_sample
+from qwenimage_training.engines.passes import losses_in_step
 from qwenimage_training.remembered import Remembered
 
 if TYPE_CHECKING:
@@ -40,10 +41,16 @@ class TrainingModule(nn.Module):
             "pipe": pipe
         }  # not a submodule: frozen components stay out of the engine
         self._velocity = {"model": _velocity(pipe, checkpointing, offload)}
+        self.in_step = False
+        """Whether all processes must make the same passes, as an engine that shares out weights needs it."""
 
     def forward(self, samples: Sequence[Sample]) -> torch.Tensor:
         """(B,) losses."""
         batch = [self.encoded(sample) for sample in samples]
+        if self.in_step:
+            return losses_in_step(
+                self.objective, self.velocity, batch, lambda: [self._draw(sample) for sample in samples]
+            )
         return self.objective.losses(self.velocity, batch, [self._draw(sample) for sample in samples])
 
     def encoded(self, sample: Sample) -> Encoded:

@@ -1,7 +1,8 @@
 """Looking in while training: sample pictures with fixed seeds as a contact sheet, and the loss of rows held out.
 
 Training goes on to the bit as if nobody had looked: pictures and losses draw from dice of their own, and averaged
-weights are put in for the look alone.
+weights are put in for the look alone. Where weights are shared out, all processes look together, because none can
+compute alone, and the first one writes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from qwenimage_core.errors import LoadError, RequestError
 from qwenimage_core.writing import whole_file
 from qwenimage_training.callbacks import Callback, StepReport
 from qwenimage_training.data.sheet import lines_of
-from qwenimage_training.errors import TrainingError
 from qwenimage_training.log import JsonLog
 from qwenimage_training.module import draw_for
 
@@ -51,35 +51,35 @@ def read_prompts(text: str | None) -> tuple[str, ...]:
 class Previews(Callback):
     """Every `every` steps: `validation/step-N.png` for the prompts, and a line in validation.jsonl for the rows."""
 
+    everywhere = True
+
     def __init__(self, every: int, prompts: Sequence[str], rows: TrainingDataset | None) -> None:
         self.every, self.prompts, self.rows = every, tuple(prompts), rows
         self.log: JsonLog | None = None
 
     def on_step(self, report: StepReport, trainer: Trainer) -> None:
-        if report.step % self.every:
+        writes = trainer.accelerator.is_main_process
+        if report.step % self.every or not (writes or trainer.engine.together):
             return
-        if trainer.engine.sharded:
-            raise TrainingError(
-                "Looking in while training needs all weights in one process.",
-                got=f"--validation_steps with {trainer.engine.name}",
-                mend="leave --validation_steps out and draw with the saved files",
-            )
-        if self.log is None:
-            self.log = JsonLog(trainer.arguments.output, report.step - 1, LOG)
         values: dict[str, Any] = {"step": report.step}
-        with averaged(trainer), torch.no_grad():
+        with averaged(trainer), torch.no_grad(), trainer.engine.looking():
             if self.rows is not None:
                 values["loss"] = held_out_loss(trainer, self.rows)
-            sheet = self._draw(report.step, trainer) if self.prompts else None
+            pictures = draw_prompts(trainer, self.prompts)
+        if not writes:
+            return
+        if self.log is None:
+            self.log = JsonLog(trainer.arguments.output, report.step - 1, LOG)
+        sheet = self._save(pictures, report.step, trainer) if pictures else None
         self.log.write(values)
         for callback in trainer.callbacks:
             callback.on_validation(values, sheet, trainer)
 
-    def _draw(self, step: int, trainer: Trainer) -> Path:
+    def _save(self, pictures: Sequence[Image.Image], step: int, trainer: Trainer) -> Path:
         folder = trainer.arguments.output / "validation"
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{step}.png"
-        sheet = contact_sheet(draw_prompts(trainer, self.prompts), self.prompts, f"step {step}")
+        sheet = contact_sheet(pictures, self.prompts, f"step {step}")
         with whole_file(file) as beside:
             sheet.save(beside, format="PNG")
         return file

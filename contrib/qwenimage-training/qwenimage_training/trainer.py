@@ -286,7 +286,8 @@ class Trainer:
         )
         if self.log is not None:
             self.log.write(asdict(report))
-            for callback in self.callbacks:
+        for callback in self.callbacks:
+            if self.log is not None or callback.everywhere:
                 callback.on_step(report, self)
         return loss
 

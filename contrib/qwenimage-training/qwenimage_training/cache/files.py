@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,13 @@ SUFFIXES: Mapping[Left, str] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished file. `made_from` is the digest of its row, of what is left out, and of the cache's inputs."""
+    """A finished file. `made_from` is the digest of its row, of what is left out, and of the cache's inputs; `models`
+    are the kinds of components that ran for it."""
 
     file: str
     made_from: str
     sha256: str
+    models: Sequence[str] = ()
 
 
 def file_of(record: int, left: Left) -> str:
@@ -53,14 +55,16 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def write_sample(folder: Path, file: str, made_from: str, frozen: Frozen) -> Entry:
-    """Write a sample, and its line into the index of this process."""
+def write_sample(
+    folder: Path, file: str, made_from: str, frozen: Frozen, models: Sequence[str] = ()
+) -> Entry:
+    """Write a sample."""
     content = save(
         {name: t.detach().cpu().contiguous() for name, t in frozen.tensors.items()},
         {"format": "pt", FACTS: json.dumps(frozen.facts)},
     )
     write_whole(folder / file, content)
-    return Entry(file, made_from, hashlib.sha256(content).hexdigest())
+    return Entry(file, made_from, hashlib.sha256(content).hexdigest(), list(models))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -73,7 +73,7 @@ class CacheMaker:
             (caption, conditions)
             for caption, conditions in product(*((False, True) if share else (False,) for share in shares))
         ]
-        self.frozen = {"text_encoder", "vae"}
+        self.frozen = {"text_encoder", "vae"}  # besides those that the entries name
 
     def _inputs(self, fixed: Any) -> dict[str, Any]:
         """What the cache is made from, but for the rows."""
@@ -99,6 +99,7 @@ class CacheMaker:
     def make(self) -> Path:
         """Write what is not there yet; the folder. TrainingError where another cache is."""
         begun = files.finished(self.folder) if self._goes_on() else {}
+        self.accelerator.wait_for_everyone()  # all have looked before one changes anything
         if self.accelerator.is_main_process and not begun:
             files.clear(self.folder)
         self.accelerator.wait_for_everyone()
@@ -120,9 +121,11 @@ class CacheMaker:
         )
         for row in tqdm(loader, disable=not self.accelerator.is_main_process or None, unit="row"):
             for left in missing[row.index]:
-                frozen = self._frozen(leave_out(row, left, self.arguments.dropped_fields), row.index)
+                frozen, models = self._frozen(leave_out(row, left, self.arguments.dropped_fields), row.index)
                 file = files.file_of(row.index, left)
-                entry = files.write_sample(self.folder, file, self._made_from(row.index, left), frozen)
+                entry = files.write_sample(
+                    self.folder, file, self._made_from(row.index, left), frozen, models
+                )
                 files.append(self.folder, process, entry)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -130,8 +133,8 @@ class CacheMaker:
         return self.folder
 
     @torch.no_grad()
-    def _frozen(self, row: Row, index: int) -> Frozen:
-        """Plan for either kind of transformer, encode once."""
+    def _frozen(self, row: Row, index: int) -> tuple[Frozen, list[str]]:
+        """Plan for either kind of transformer, encode once; also, which models are not needed for it again."""
         name = self.dataset.name_of(index)
         plans = []
         for zero in (False, True):
@@ -141,10 +144,10 @@ class CacheMaker:
         self.components.asked.clear()
         for tokens in (*sample.plan.positive.text, *sample.plan.images):
             tokens.value  # noqa: B018  computed before those of residuals, which are computed in training again
-        self.frozen |= self.components.asked
+        models = sorted(self.components.asked)
         encoded = encode_sample(sample, dtype=self.pipe.dtype, device=self.pipe.device)
         target = torch.cat([sample.plan.ctx.encode_picture(p).value for p in sample.target], dim=1)
-        return freeze(replace(encoded, target_1NC=target), other.plan, self.planner.given(row))
+        return freeze(replace(encoded, target_1NC=target), other.plan, self.planner.given(row)), models
 
     # --- what is there already ------------------------------------------------------------------------------------
 
@@ -183,7 +186,7 @@ class CacheMaker:
             "format": files.FORMAT,
             "complete": all(all(several) for several in entries),
             "inputs": self.inputs,
-            "frozen": sorted(self.frozen),
+            "frozen": sorted(self.frozen.union(*(entry.models for entry in done.values()))),
             "backbone": {name: getattr(backbone, name) for name in kept},
             "left_out": [list(left) for left in self.lefts],
             "rows": [

@@ -31,6 +31,8 @@ class Engine:
     name = "ddp"
     sharded = False
     """Whether every process holds a state of its own, which it saves and reads itself."""
+    together = False
+    """Whether weights are shared out, so that nothing computes unless all processes compute it together."""
 
     def __init__(
         self, accelerator: Accelerator, module: nn.Module, trained: Trained, arguments: TrainingArguments
@@ -78,6 +80,11 @@ class Engine:
         self.weights.forget_gradients()
         return norm
 
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around passes that are of no step, without gradients."""
+        yield
+
     def clip(self) -> float:
         limit = self.arguments.max_grad_norm or float("inf")
         return norm_value(torch.nn.utils.clip_grad_norm_(list(self.weights.parameters.values()), limit))
@@ -121,13 +128,14 @@ class Fsdp2(Engine):
     """Weights, gradients and optimizer shared out by torch's fully_shard: a block is gathered while it computes."""
 
     name = "fsdp2"
-    sharded = True
+    sharded = together = True
 
     def _wrap(self, module: nn.Module) -> Any:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         refuse_fp8(module, self.name)
+        module.in_step = True  # type: ignore[assignment]
         mesh = init_device_mesh(self.accelerator.device.type, (self.accelerator.num_processes,))
         # gradients of bfloat16 weights are summed up in float32; the weights themselves have float32 copies (Weights)
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -146,6 +154,14 @@ class Fsdp2(Engine):
     def collecting(self, last: bool) -> Iterator[None]:
         self.model.set_requires_gradient_sync(last)
         yield
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        self.model.unshard()  # what is of no unit; units come and go as they compute
+        try:
+            yield
+        finally:
+            self.model.reshard()
 
     def values(self, dtype: torch.dtype) -> Values:
         chosen = super().values(dtype)

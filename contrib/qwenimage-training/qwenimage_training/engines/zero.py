@@ -44,6 +44,7 @@ class Zero(Engine):
                 "This stage of ZeRO is not supported.", got=self.stage, expected="zero_stage: 2 or 3"
             )
         refuse_fp8(module, self.name)
+        self.together = module.in_step = self.stage == 3
         self.average = None
         # DeepSpeed makes the float32 copies
         self.weights = Weights(module.trainable(), masters=False)  # type: ignore[operator]
@@ -55,6 +56,14 @@ class Zero(Engine):
     @contextmanager
     def collecting(self, last: bool) -> Iterator[None]:
         self.model.set_gradient_accumulation_boundary(is_boundary=last)
+        yield
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        if (
+            self.together
+        ):  # DeepSpeed has noted in which order a step asks for weights, and here begins another
+            self.zero.parameter_offload.get_param_coordinator().reset_step()
         yield
 
     def backward(self, loss: Tensor, last: bool) -> None:

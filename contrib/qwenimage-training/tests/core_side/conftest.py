@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from qwenimage_core.testing import write_tiny_checkpoint
 from qwenimage_training.arguments import TrainingArguments
 
+from .engine_runs import Runs
 from .third_party import PLUGIN
 
 MakeArguments = Callable[..., TrainingArguments]
@@ -52,12 +53,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_arguments(folder: Path, data: Path, tmp_path: Path) -> MakeArguments:
     """Arguments of a short LoRA run; `lora=False` leaves the LoRA out."""
+    return maker(folder, data, tmp_path)
 
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs by one process and by two that the tests of a module share."""
+    place = tmp_path_factory.mktemp("runs")
+    return Runs(maker(folder, data, place), folder, data, place)
+
+
+def maker(folder: Path, data: Path, place: Path) -> MakeArguments:
     def make(*, lora: bool = True, **more: Any) -> TrainingArguments:
         values: dict[str, Any] = {
             "model": str(folder),
             "dataset_base_path": str(data),
-            "output_path": str(tmp_path / "out"),
+            "output_path": str(place / "out"),
             "seed": 1,
         }
         if lora:

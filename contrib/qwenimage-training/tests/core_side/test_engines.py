@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
 from qwenimage_core.errors import RequestError
-from qwenimage_training.checkpoint import states
 from qwenimage_training.engines import ENGINES, config_file
 from qwenimage_training.engines.launcher import check_launcher, is_fsdp
 from qwenimage_training.errors import TrainingError
 from qwenimage_training.run import run
 
-from .engine_runs import environment, run_two
-from .test_processes import FULL, STEPS, assert_same_course
+from .engine_runs import (
+    Runs,
+    assert_looked,
+    assert_same_course,
+    assert_same_picture,
+    assert_same_state,
+    environment,
+    run_two,
+)
 
 
 def test_every_engine_has_a_configuration_that_says_nothing_of_what_options_say() -> None:
@@ -79,33 +84,59 @@ def test_the_first_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         is_fsdp()
 
 
-@pytest.mark.parametrize(
-    ("engine", "options"),
-    [("zero2-offload", FULL), ("zero3", FULL), ("zero3", {})],
-    ids=["zero2-offload-full", "zero3-full", "zero3-lora"],
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is an extra: `nox -s engines` installs it"
 )
-def test_deepspeed_equals_one_process_and_resumes(
-    make_arguments, tmp_path: Path, engine: str, options
-) -> None:
-    pytest.importorskip("deepspeed", reason="an extra: `nox -s engines` installs it")
-    options = {**STEPS, **options}
-    run(make_arguments(**options, gradient_accumulation_steps=2, output_path=str(tmp_path / "one")))
-    codes, said = run_two(make_arguments(**options, output_path=str(tmp_path / "two")), environment(engine))
-    assert codes == [0, 0], said
-    assert_same_course(tmp_path)
+TRAINED = [
+    *(("zero2", "full"), ("zero2", "lora"), ("zero2-offload", "full")),
+    *(("zero3", "full"), ("zero3", "lora"), ("zero3", "distill")),
+]
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(("engine", "kind"), TRAINED)
+def test_deepspeed_trains_and_draws_as_one_process(runs: Runs, engine: str, kind: str) -> None:
+    one, two = runs.one(kind), runs.two(kind, engine)
+    assert_same_course(one, two)
+    assert_same_picture(runs, kind, one, two)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("engine", "kind"), [("zero2-offload", "full"), ("zero3", "full"), ("zero3", "lora")]
+)
+def test_deepspeed_resumes_with_the_same_bits(runs: Runs, tmp_path: Path, engine: str, kind: str) -> None:
     for more in ({"max_train_steps": 3}, {"resume": True}):
-        arguments = make_arguments(**options, **more, output_path=str(tmp_path / "parts"))
+        arguments = runs.arguments(kind, tmp_path / "parts", **more)
         codes, said = run_two(arguments, environment(engine))
         assert codes == [0, 0], said
-    ends = [states(tmp_path / name)[-1] for name in ("two", "parts")]
-    for file in ("state-0-of-2.safetensors", "state-1-of-2.safetensors"):
-        one, other = (load_file(end / file) for end in ends)
-        assert one.keys() == other.keys()
-        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert_same_state(runs.two(kind, engine), tmp_path / "parts")
 
 
+@needs_deepspeed
+@pytest.mark.parametrize(("engine", "kind"), [("zero2", "lora"), ("zero3", "lora"), ("zero3", "full")])
+def test_a_look_under_deepspeed_shows_the_weights_and_changes_no_bit(
+    runs: Runs, engine: str, kind: str
+) -> None:
+    blind, looked = runs.two(kind, engine), runs.two(f"{kind}-looked", engine)
+    assert_same_state(blind, looked)
+    assert_looked(runs, f"{kind}-looked", looked)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("kind", ["split", "distill-split"])
+def test_two_stages_under_zero3_equal_one_stage_of_one_process(runs: Runs, kind: str) -> None:
+    unsplit = runs.one({"split": "lora", "distill-split": "distill"}[kind])
+    assert_same_course(unsplit, runs.two(kind, "zero3"))
+
+
+@needs_deepspeed
+def test_batches_that_do_not_go_together_under_zero3(runs: Runs) -> None:
+    assert_same_course(runs.one("mixed"), runs.two("mixed", "zero3"))
+
+
+@needs_deepspeed
 def test_an_average_is_refused_with_deepspeed(make_arguments) -> None:
-    pytest.importorskip("deepspeed", reason="an extra: `nox -s engines` installs it")
     codes, said = run_two(make_arguments(ema_decay=0.9), environment("zero2"))
     assert 0 not in codes
     assert "--ema_decay does not work with zero2" in said[0]
