@@ -105,14 +105,14 @@ def written(arguments: TrainingArguments) -> str:
 
 
 @dataclass(frozen=True)
-class Two:
-    """Two processes that were started, and the files that they write their output to."""
+class Started:
+    """Processes that were started, and the files that they write their output to."""
 
     processes: tuple[Any, ...]
     outputs: tuple[Path, ...]
 
     def wait(self, limit: float = 120) -> tuple[list[int], list[str]]:
-        """Exit codes and output. TimeoutError if one hangs; then both are ended."""
+        """Exit codes and output. TimeoutError if one hangs; then all are ended."""
         end = time.monotonic() + limit
         try:
             for process in self.processes:
@@ -129,17 +129,15 @@ class Two:
         for process in self.processes:
             process.kill()
 
-    @property
-    def running(self) -> bool:
-        return all(process.is_alive() for process in self.processes)
 
-
-def start_two(arguments: TrainingArguments, said: dict[str, str], code: str | None = None) -> Two:
+def start(
+    arguments: TrainingArguments, said: dict[str, str], code: str | None = None, processes: int = 2
+) -> Started:
     """`code` is run in place of the command, with the config file as its argument."""
     file, port = written(arguments), str(free_port())
-    processes, outputs = [], []
-    for rank in ("0", "1"):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    found, outputs, world = [], [], str(processes)
+    for rank in map(str, range(processes)):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         output = arguments.output.with_suffix(f".{rank}.log")
         job = {
@@ -148,17 +146,18 @@ def start_two(arguments: TrainingArguments, said: dict[str, str], code: str | No
             "arguments": [file] if code else ["--config", file],
             "code": code,
         }
-        processes.append(SERVER.Process(target=runpy.run_path, args=(str(PROCESS), {"JOB": job})))
+        found.append(SERVER.Process(target=runpy.run_path, args=(str(PROCESS), {"JOB": job})))
         outputs.append(output)
-    for process in processes:
+    for process in found:
         process.start()
-    return Two(tuple(processes), tuple(outputs))
+    return Started(tuple(found), tuple(outputs))
 
 
 def run_two(
     arguments: TrainingArguments, said: dict[str, str], code: str | None = None, limit: float = 120
 ) -> tuple[list[int], list[str]]:
-    return start_two(arguments, said, code).wait(limit)
+    """Exit codes and output of two processes."""
+    return start(arguments, said, code).wait(limit)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

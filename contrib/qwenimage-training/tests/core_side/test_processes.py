@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from qwenimage_training.cache import files
 from qwenimage_training.checkpoint import states
 from qwenimage_training.engines import config_file
-from qwenimage_training.run import make_cache
 
 from .engine_runs import (
     KINDS,
@@ -32,6 +31,7 @@ from .engine_runs import (
     free_port,
     read_log,
     run_two,
+    start,
     written,
 )
 
@@ -129,7 +129,8 @@ def test_batches_that_do_not_go_together_train_as_in_one_process(runs: Runs, eng
 def test_two_stages_of_two_processes_equal_one_stage_of_one(runs: Runs, engine: str, kind: str) -> None:
     alone = runs.place / f"cache-one-{kind}"
     if not alone.exists():
-        make_cache(runs.first_stage(kind, alone))
+        codes, said = start(runs.first_stage(kind, alone), environment("ddp"), processes=1).wait()
+        assert codes == [0], said
     together = runs.cache(kind, engine)
     assert together is not None
     assert_same_cache(alone, together)
