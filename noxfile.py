@@ -92,6 +92,16 @@ def engines(session: nox.Session) -> None:
 
 
 @nox.session
+def trackers(session: nox.Session) -> None:
+    """What training logs to TensorBoard, wandb and trackio, read back from where they keep it. Nothing is sent."""
+    install(session, *TEST_TOOLS)
+    training = ROOT / "contrib" / "qwenimage-training"
+    session.install("-c", str(CONSTRAINTS), f"{training}[tensorboard,wandb,trackio]")
+    tests = training / "tests" / "core_side" / "test_trackers.py"
+    session.run("pytest", str(tests), *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Run every example of the README files and of docs/."""
     install(session, *TEST_TOOLS)

@@ -73,18 +73,14 @@ def mistake(error: Any, command: str | None, registry: PluginRegistry | None) ->
 
 def _unknown_option(option: str, error: Any, registry: PluginRegistry | None) -> QwenImageError:
     field = option.lstrip("-").replace("-", "_")
-    own = [
-        o.lstrip("-").replace("-", "_")
-        for p in error.ctx.command.params
-        for o in p.opts
-        if o.startswith("--")
-    ]
+    opts = [o for p in error.ctx.command.params if not getattr(p, "hidden", False) for o in p.opts]
+    own = {o.lstrip("-").replace("-", "_"): o for o in opts if o.startswith("--")}
     near = next(iter(get_close_matches(field, [*own, *known_fields()], n=1)), None)
     if registry is not None and (field in PEER_NAMES or near is None or near not in own):
         return registry.explain_unknown(field)
     return UsageMistake(
         f"There is no option {option}.",
-        mend=f"did you mean --{near.replace('_', '-')}?"
+        mend=f"did you mean {own.get(near, '--' + near.replace('_', '-'))}?"
         if near
         else f"see `{error.ctx.command_path} --help`",
     )

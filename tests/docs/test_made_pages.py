@@ -17,6 +17,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("make_composition", "page"),
         ("make_models", "page"),
         ("make_memory", "page"),
+        ("make_training_arguments", "page"),
     ],
 )
 def test_a_page_is_what_its_script_makes(script: str, made: str) -> None:

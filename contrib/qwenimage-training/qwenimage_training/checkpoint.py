@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ def load_state(folder: Path, run: Mapping[str, Any], writers: Writers = ALONE) -
             expected=f"a folder {PREFIX}N",
             mend="leave --resume out",
         )
-    facts = json.loads((found[-1] / FACTS).read_text(encoding="utf-8"))
+    facts = _facts(found[-1])
     differing = [name for name in run if facts["run"].get(name) != run[name]]
     if differing:
         name = differing[0]
@@ -132,7 +133,44 @@ def load_state(folder: Path, run: Mapping[str, Any], writers: Writers = ALONE) -
             expected=f"{name}: {facts['run'].get(name)!r}",
             mend="use the settings and the dataset of the stopped run, or another --output_path",
         )
-    tensors = load_file(found[-1] / writers.file)
+    try:
+        tensors = load_file(found[-1] / writers.file)
+    except (OSError, SafetensorError) as error:
+        raise damaged(found[-1] / writers.file, error) from error
     return State(
         facts["batches"], facts["steps"], facts["run"], tuple(facts["saved"]), facts["numbers"], tensors
     )
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts = dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))
+        if absent := {"batches", "steps", "run", "saved", "numbers"} - facts.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(absent))}")
+    except (OSError, ValueError, TypeError) as error:
+        raise damaged(folder / FACTS, error) from error
+    return facts
+
+
+def damaged(path: Path, why: Exception) -> TrainingError:
+    """For a state that is not as it was written, or was written by something else."""
+    return TrainingError(
+        f"The run cannot go on: {path} is damaged, or no state of this program.",
+        got=str(why)[:300],
+        mend="bring the folder back from a copy; or begin anew in another --output_path, for a LoRA from the weights "
+        "that were saved (--lora_checkpoint). Nothing was changed",
+    )
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder of a run. TrainingError if nothing can be written there: to be known before models are read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            "Nothing can be written to --output_path.",
+            got=f"{folder}: {error.strerror}",
+            mend="choose a folder that is yours, or make room",
+        ) from error

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from qwenimage_core.errors import RequestError
+from qwenimage_training.absent import ABSENT
 from qwenimage_training.arguments import TrainingArguments
 from qwenimage_training.data.arguments import DataArguments
 from qwenimage_training.settings import merged, read_config, validated
@@ -128,11 +129,13 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     switches = [name for name, field in fields.items() if field.annotation is bool]
     options = [_parameter(name, field) for name, field in fields.items()]
     options += [_taking_back(name) for name in switches]
+    options += [_absent(name) for name in ABSENT]
+    known = {*fields, *ABSENT}
 
     def run(**values: Any) -> None:
-        given = {n: v for n, v in values.items() if n in fields and v not in (None, [])}
+        given = {n: v for n, v in values.items() if n in known and v not in (None, [], False)}
         given |= {name: False for name in switches if values.pop(f"{NO}{name}")}
-        command(**{n: v for n, v in values.items() if n not in fields}, **given)
+        command(**{n: v for n, v in values.items() if n not in known}, **given)
 
     run.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
@@ -164,6 +167,13 @@ def _taking_back(name: str) -> inspect.Parameter:
     return inspect.Parameter(
         f"{NO}{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
     )
+
+
+def _absent(name: str) -> inspect.Parameter:
+    """An option that is understood only to say what does its work."""
+    kind: Any = bool if name.startswith("enable_") else str
+    annotation = Annotated[kind | None, typer.Option(f"--{name}", hidden=True)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _is_list(annotation: Any) -> bool:

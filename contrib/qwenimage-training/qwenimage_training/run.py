@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qwenimage_core.registry import PluginRegistry
 from qwenimage_training.cache.dataset import CachedDataset
 from qwenimage_training.cache.make import CacheMaker
+from qwenimage_training.checkpoint import make_output
 from qwenimage_training.data.dataset import TrainingDataset
 from qwenimage_training.engines.launcher import make_accelerator
 from qwenimage_training.errors import TrainingError
@@ -30,6 +31,7 @@ def run(
     callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """Train, and give the trainer back."""
+    make_output(arguments.output)
     trainer = make_trainer(arguments, registry, callbacks)
     trainer.train()
     return trainer
@@ -59,6 +61,7 @@ def make_trainer(
 
 def make_cache(arguments: TrainingArguments, registry: PluginRegistry | None = None) -> Path:
     """The first of two stages: run the encoders over all rows, and write what they give into the output folder."""
+    make_output(arguments.output)
     dataset = TrainingDataset(arguments)
     accelerator = make_accelerator(arguments)
     pipe = open_pipeline(arguments, registry or PluginRegistry.discover(arguments.plugin), accelerator.device)

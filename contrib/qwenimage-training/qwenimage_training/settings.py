@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import ValidationError
 
 from qwenimage_core.errors import RequestError
+from qwenimage_training.absent import ABSENT
 from qwenimage_training.arguments import TrainingArguments
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def validated(values: Mapping[str, Any]) -> TrainingArguments:
     """The arguments; RequestError with a line for each fault."""
     known = TrainingArguments.model_fields
     for name in values:
+        if name in ABSENT:
+            raise RequestError(f"The published option `{name}` does not exist here.", mend=ABSENT[name])
         if name not in known:
             near = get_close_matches(name, known, n=1)
             raise RequestError(

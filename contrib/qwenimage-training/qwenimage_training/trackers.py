@@ -1,7 +1,12 @@
-"""Other logs beside log.jsonl, by `--log_with`: TensorBoard, Weights & Biases, trackio. Each is an extra of its own."""
+"""Other logs beside log.jsonl, by `--log_with`: TensorBoard, Weights & Biases, trackio. Each is an extra of its own.
+
+TensorBoard and wandb write into the output folder, trackio where TRACKIO_DIR says. WANDB_PROJECT and TRACKIO_PROJECT
+name the project.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +18,7 @@ from qwenimage_training.callbacks import Callback, StepReport
 if TYPE_CHECKING:
     from qwenimage_training.trainer import Trainer
 
+PROJECT = "qwenimage-training"
 TAKEN = ("loss", "learning_rate", "grad_norm", "samples_per_second", "epoch")
 
 
@@ -36,6 +42,7 @@ class TensorBoard:
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+        self.writer.flush()  # a run that is stopped loses no step
 
     def picture(self, name: str, file: Path, step: int) -> None:
         import numpy as np
@@ -54,7 +61,8 @@ class Run:
         from importlib import import_module
 
         self.library: Any = import_module(module)
-        self.library.init(project="qwenimage-training", config=dict(config), **options)
+        project = os.environ.get(f"{module.upper()}_PROJECT") or PROJECT
+        self.library.init(project=project, config=dict(config), **options)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.library.log(dict(values), step=step)

@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from qwenimage_core.writing import whole_file
 from qwenimage_training.callbacks import Callback, StepReport, by_level
-from qwenimage_training.checkpoint import State, Writers, clear_partial, load_state, save_state
+from qwenimage_training.checkpoint import (
+    State,
+    Writers,
+    clear_partial,
+    damaged,
+    load_state,
+    make_output,
+    save_state,
+)
 from qwenimage_training.data.batches import BatchSampler, Position
 from qwenimage_training.data.dropout import Dropout
 from qwenimage_training.engines.engine import make_engine
@@ -144,7 +152,7 @@ class Trainer:
         losses: list[float] = []
         levels: list[float] = []
         began = time.perf_counter()
-        for samples in self._samples():
+        for samples in self._samples() if self.steps < self.total_steps else ():
             last = (self.batches + 1) % arguments.gradient_accumulation_steps == 0
             with self.engine.collecting(last):
                 loss_B = self.engine.model(samples)
@@ -245,7 +253,7 @@ class Trainer:
     def _begin(self) -> None:
         folder = self.arguments.output
         if self.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_output(folder)
             clear_partial(folder)
         self.accelerator.wait_for_everyone()
         self.run_facts = self._facts()
@@ -269,7 +277,10 @@ class Trainer:
         }
 
     def _restore(self, state: State) -> None:
-        self.engine.restore(state)
+        try:
+            self.engine.restore(state)
+        except (KeyError, ValueError, RuntimeError) as error:  # names or shapes of another model
+            raise damaged(self.arguments.output / f"state-{state.batches}", error) from error
         self.batches, self.steps, self.saved = state.batches, state.steps, list(state.saved)
 
     def _report(

@@ -198,7 +198,10 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise LoadError(
-            f"{where}: this is no JSON.", got=f"{error} in {_short(text)!r}", expected="a JSON object"
+            f"{where}: this is no JSON.",
+            got=f"{error} in {_short(text)!r}",
+            expected="a JSON object",
+            mend="mend or delete the line; `qwenimage dataset check` lists all of them",
         ) from error
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from qwenimage_training.checkpoint import states
 from qwenimage_training.errors import TrainingError
-from qwenimage_training.run import run
+from qwenimage_training.run import make_cache, run
 
 CHILD = """
 import json, sys, torch
 torch.set_num_threads(1)
 from qwenimage_training.arguments import TrainingArguments
-from qwenimage_training.run import run
+from qwenimage_training.run import make_cache, run
 run(TrainingArguments(**json.loads(sys.argv[1])))
 """
 RUN = {
@@ -177,3 +177,55 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on(make_arguments, tmp_path:
     run(make_arguments(**RUN, resume=True))
     run(make_arguments(**RUN, output_path=str(tmp_path / "whole")))
     assert_same_bits(final_state(tmp_path / "whole"), final_state(arguments.output))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.safetensors", b"\x40\x00"),
+        ("state.safetensors", None),
+        ("state.safetensors", save({"weights/of.another.model": torch.zeros(1)})),
+        ("state.json", b'{"batches": 4'),
+        ("state.json", b'{"batches": 4}'),
+        ("state.json", b"[]"),
+        ("state.json", None),
+    ],
+    ids=["cut", "no tensors", "foreign tensors", "half", "foreign", "no object", "no facts"],
+)
+def test_a_damaged_or_foreign_state_is_named_and_nothing_is_lost(make_arguments, file, content) -> None:
+    arguments = make_arguments(max_train_steps=2, save_steps=2)
+    run(arguments)
+    path = states(arguments.output)[-1] / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    before = contents(arguments.output)
+    with pytest.raises(TrainingError, match="damaged, or no state") as caught:
+        run(make_arguments(max_train_steps=4, save_steps=2, resume=True))
+    assert str(path.parent) in str(caught.value)
+    assert contents(arguments.output) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_is_over_stays_as_it_is(make_arguments) -> None:
+    arguments = make_arguments(max_train_steps=2, save_steps=2)
+    run(arguments)
+    before = contents(arguments.output)
+    run(make_arguments(max_train_steps=2, save_steps=2, resume=True))
+    after = contents(arguments.output)
+    assert {n for n in after if after[n] != before.get(n)} == {
+        str(arguments.output / "training_args.json")  # it says so: resume
+    }
+
+
+@pytest.mark.parametrize("task", ["sft", "sft:data_process"])
+def test_an_output_that_cannot_be_written_is_said_before_a_model_is_read(
+    make_arguments, tmp_path, task
+) -> None:
+    (tmp_path / "file").write_text("x")
+    arguments = make_arguments(output_path=str(tmp_path / "file" / "out"), model="nobody", task=task)
+    with pytest.raises(TrainingError, match="--output_path"):
+        make_cache(arguments) if arguments.stage else run(arguments)

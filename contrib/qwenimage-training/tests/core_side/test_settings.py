@@ -184,3 +184,17 @@ def test_published_words_are_understood_as_they_stand(tmp_path: Path, capsys) ->
 def test_switches_can_be_taken_back(capsys) -> None:
     train("--mode", "full", "--model", "tiny", "--no_use_gradient_checkpointing", "--print_config")
     assert yaml.safe_load(capsys.readouterr().out)["use_gradient_checkpointing"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--quant_options", "Qwen/Qwen-Image:x:bitsandbytes_nf4"], "--fp8_models"),
+        (["--enable_tensorboard_log"], "--log_with tensorboard"),
+        (["--resume_from_checkpoint", "a.safetensors"], "--model_paths"),
+    ],
+)
+def test_published_options_that_do_not_exist_say_what_does_their_work(words: list[str], said: str) -> None:
+    with pytest.raises(RequestError, match="does not exist here") as caught:
+        train("--model", "tiny", "--mode", "lora", *words)
+    assert said in str(caught.value)
