@@ -56,13 +56,15 @@ class AdapterUsed(_Record):
 
 class ModelUsed(_Record):
     """What `from_pretrained` was given; `source` None means model configs, which the command line cannot repeat.
-    `low_memory` says that a recipe was opened in its low-memory form, `memory` with which preset or limit."""
+    `low_memory` says that a recipe was opened in its low-memory form, `memory` with which preset or limit, `compiled`
+    that the transformer's blocks were compiled, which may change the last bits."""
 
     source: Name | None
     dtype: Name
     device: Name
     low_memory: bool = False
     memory: Name | int | None = None
+    compiled: bool = False
 
 
 class PictureMetadata(_Record):

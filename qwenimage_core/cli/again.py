@@ -82,6 +82,7 @@ def again(
         loras=loras,
         low_memory=record.model.low_memory and memory is None,
         memory=record.model.memory if memory is None else memory,
+        compiled=record.model.compiled,
     )
     (plan,) = session.pipe.plans(**request, progress_bar_cmd=progress)
     _agree(_other_weights(record, session, plan), force)

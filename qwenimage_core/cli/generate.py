@@ -13,6 +13,7 @@ from qwenimage_core.cli.drawing import draw
 from qwenimage_core.cli.options import FieldOption, field_options, with_fields
 from qwenimage_core.cli.output import Targets
 from qwenimage_core.cli.session import (
+    Compile,
     Device,
     Dtype,
     Json,
@@ -69,6 +70,7 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
         low_memory: LowMemory = False,
         memory: MemoryLimit = None,
         parallel: ParallelWay = None,
+        compiled: Compile = False,
         output: Output = None,
         overwrite: Overwrite = False,
         lora: Lora = None,
@@ -94,6 +96,7 @@ def _generate(registry: PluginRegistry | None) -> Callable[..., None]:
             low_memory=low_memory,
             memory=memory,
             parallel=parallel,
+            compiled=compiled,
         )
         plans = session.pipe.plans(**request, progress_bar_cmd=progress)
         kind = plans[0].request.output_type

@@ -49,6 +49,9 @@ ParallelWay = Annotated[
     str | None,
     _own("--parallel", help="how processes of torchrun share the run: data (default), tensor or sequence"),
 ]
+Compile = Annotated[
+    bool, _own("--compile", help="compile the transformer's blocks: a slow first step, then faster ones")
+]
 Lora = Annotated[list[str] | None, _own("--lora", help="LoRA file, FILE or FILE=STRENGTH (may be repeated)")]
 Dtype = Annotated[
     str | None, _own("--dtype", help=f"{', '.join(DTYPES)} (default: float32 on a CPU, else bfloat16)")
@@ -123,6 +126,7 @@ def open_session(
     low_memory: bool = False,
     memory: str | int | None = None,
     parallel: str | None = None,
+    compiled: bool = False,
 ) -> Session:
     """Open the model (a recipe's in its low-memory form if asked; or within `memory`) and attach the LoRAs. Here
     torch is imported."""
@@ -139,6 +143,7 @@ def open_session(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
 
+    from qwenimage_core.models.compiled import compile_blocks
     from qwenimage_core.pipeline import QwenImagePipeline
 
     plugins: Any = registry  # taken as it is, so that plugins are found once
@@ -153,12 +158,15 @@ def open_session(
         pipe = QwenImagePipeline.from_pretrained(model, **shared)
     else:
         pipe = QwenImagePipeline.from_recipe(recipe, low_memory=low_memory, **shared)
+    if compiled:
+        compile_blocks(pipe)
     used = ModelUsed(
         source=model,
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=str(pipe.device),
         low_memory=low_memory,
         memory=memory,
+        compiled=compiled,
     )
     adapters = []
     for source, strength in loras:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,8 @@ import qwenimage_eligen
 from qwenimage_core import ModelConfig, QwenImagePipeline, compile_blocks
 from qwenimage_core.adapters.convert import save_lora
 from qwenimage_core.adapters.weights import LoraWeights, LowRank
+from qwenimage_core.cli.main import main
+from qwenimage_core.picture_files import read_metadata
 from qwenimage_core.testing import write_tiny_checkpoint
 
 Fields = dict[str, Any]
@@ -142,3 +145,32 @@ def test_with_the_compiler_itself(folder: Path) -> None:
     torch.testing.assert_close(
         pipe("a red circle", **SMALL), opened(folder)("a red circle", **SMALL), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile's own backend needs a C++ compiler")
+def test_on_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same picture but for rounding; `again` compiles too, and makes it bit for bit."""
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "a circle", "-m", str(folder), "--height", "32", "--width", "32", "--seed", "1"]
+    words += ["--num-inference-steps", "2"]
+    torch._dynamo.reset()
+    assert main([*words, "--compile", "-o", "compiled.png"]) == 0
+    assert main([*words, "-o", "plain.png"]) == 0
+    assert main(["again", "compiled.png"]) == 0
+    compiled, plain, again = (
+        np.asarray(Image.open(f"{name}.png"), dtype=int) for name in ("compiled", "plain", "compiled-again")
+    )
+    assert np.abs(compiled - plain).max() <= 1 and plain.std() > 5
+    assert (compiled == again).all()
+    assert [read_metadata(f"{name}.png").model.compiled for name in ("compiled", "plain")] == [True, False]
+
+
+def test_without_a_compiler(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "none-such")
+    assert main(["generate", "a circle", "-m", str(folder), "--compile", "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "needs a C++ compiler" in error and "no none-such here (named by CXX)" in error
+    assert len(error.splitlines()) < 10 and not list(tmp_path.iterdir())
