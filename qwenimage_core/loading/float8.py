@@ -88,16 +88,15 @@ def _grain(weight: tuple[int, ...], scale: tuple[int, ...]) -> str | None:
 
 def dequantise(weight_OI: Tensor, scale: Tensor) -> Tensor:
     """In float32, the product rounded once."""
-    wide_OI, factor = weight_OI.float(), scale.float()
+    import torch
+
+    wide_OI, factor = weight_OI.to(torch.float32, copy=True), scale.float()
     grain = _grain(tuple(weight_OI.shape), tuple(scale.shape))
-    if grain == "row":
-        factor = factor.reshape(-1, 1)
-    elif grain == "block":
-        factor = factor.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-        factor = factor[: wide_OI.shape[0], : wide_OI.shape[1]]
-    else:
-        factor = factor.reshape(())
-    return wide_OI.mul_(factor) if wide_OI is not weight_OI else wide_OI * factor
+    if grain == "block":
+        for rows, factors in zip(wide_OI.split(BLOCK), factor, strict=True):  # little beside the weight
+            rows.mul_(factors.repeat_interleave(BLOCK)[: rows.shape[1]])
+        return wide_OI
+    return wide_OI.mul_(factor.reshape(-1, 1) if grain == "row" else factor.reshape(()))
 
 
 def _check_format(name: str, tensors: Mapping[str, TensorInfo]) -> None:

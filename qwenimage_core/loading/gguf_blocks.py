@@ -8,17 +8,25 @@ Shape legend: N blocks, B bytes of a block; then as said at each step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 Decoder = Callable[[Tensor], Tensor]
+BLOCKS = 4096  # decoded at a time
 
 
 def dequantise(raw: Tensor, *, kind: str, nbytes: int, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of `shape` in float32 from its bytes (flat, uint8) in blocks of `nbytes`."""
-    return DECODERS[kind](raw.view(-1, nbytes)).reshape(shape)
+    """A tensor of `shape` in float32 from its bytes (flat, uint8) in blocks of `nbytes`; some blocks at a time, so that
+    little is needed beside it."""
+    blocks, decode = raw.view(-1, nbytes), DECODERS[kind]
+    numbers = torch.empty(math.prod(shape), device=raw.device)
+    per_block = numbers.numel() // max(len(blocks), 1)
+    for some, part in zip(blocks.split(BLOCKS), numbers.split(BLOCKS * per_block), strict=True):
+        part.copy_(decode(some).flatten())
+    return numbers.view(shape)
 
 
 def _half(bytes_NB: Tensor) -> Tensor:

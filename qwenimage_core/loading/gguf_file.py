@@ -1,14 +1,18 @@
 """One GGUF file: its header checked before anything is read, and its tensors in their published names and shapes.
 
 Format (versions 2 and 3, little-endian): "GGUF", version, number of tensors, number of metadata entries, the entries
-(key, type, value), one record a tensor (name, sizes from the innermost, type, offset), padding, the data. The files of
-Qwen-Image in use are written by ComfyUI-GGUF's converter: general.architecture is "qwen_image", names are the
-published ones.
+(key, type, value), one record a tensor (name, sizes from the innermost, type, offset), padding, the data.
+
+Files of the transformer are written by ComfyUI-GGUF's converter: general.architecture is "qwen_image", names are the
+published ones. Files of the text encoder are written by llama.cpp's: "qwen2vl", with names of its own, and without the
+vision tower ("clip", in a file beside it that splits its tensors). Rows of queries and keys are in the published order:
+llama.cpp reorders them for "llama" only.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +29,26 @@ if TYPE_CHECKING:
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-ARCHITECTURE = "qwen_image"
+ARCHITECTURES = {"qwen_image": "the transformer of Qwen-Image", "qwen2vl": "its text encoder"}
 HEADER_LIMIT = 16 * 2**20
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
+
+LLAMA_NAMES: Mapping[str, str] = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LLAMA_LAYERS: Mapping[str, str] = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 
 # number in the file -> (torch name, bytes of one value)
 PLAIN: Mapping[int, tuple[str, int]] = {0: ("float32", 4), 1: ("float16", 2), 30: ("bfloat16", 2)}
@@ -202,13 +223,25 @@ def _decode(raw: Tensor, *, kind: str, nbytes: int, shape: tuple[int, ...]) -> T
 
 def _check_model(file: Path, metadata: Mapping[str, Any]) -> None:
     told = metadata.get("general.architecture")
-    if told != ARCHITECTURE:
-        raise LoadError(
-            f"{file} is GGUF of another model.",
-            got=f"general.architecture {told!r}",
-            expected=repr(ARCHITECTURE) + ": the transformer of Qwen-Image",
-            mend="take the text encoder and the VAE as safetensors" if told in ("qwen2vl", "clip") else None,
-        )
+    if told in ARCHITECTURES:
+        return
+    vision = "leave it out where prompts have no pictures, or take the whole text encoder as safetensors"
+    raise LoadError(
+        f"{file} is GGUF of another model.",
+        got=f"general.architecture {told!r}" + (" (mmproj: a vision tower alone)" if told == "clip" else ""),
+        expected=", ".join(f"{name!r}: {what}" for name, what in ARCHITECTURES.items()),
+        mend=vision if told == "clip" else None,
+    )
+
+
+def llama_name(name: str) -> str | None:
+    """The published name of a text encoder's tensor that llama.cpp has named; None for any other name."""
+    if name in LLAMA_NAMES:
+        return LLAMA_NAMES[name]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if match is None or match[2] not in LLAMA_LAYERS:
+        return None
+    return f"model.layers.{match[1]}.{LLAMA_LAYERS[match[2]]}.{match[3]}"
 
 
 def _check_apart(file: Path, tensors: Mapping[str, TensorInfo]) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATES = tuple(f".quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
+BLOCKS = 2048  # half of those that are decoded at a time
 NESTED = ("nested_absmax", "nested_quant_map")
 
 
@@ -83,13 +84,16 @@ def dequantise(
         size, offset = nested
         coarse_M = nested_absmax.repeat_interleave(size)[: absmax_M.numel()]
         scale_M = nested_values[absmax_M.int()] * coarse_M + offset
-    flat = packed.flatten()
-    indices_N = torch.stack((flat >> 4, flat & 15), dim=-1).flatten()[: math.prod(shape)]
-    numbers_N = values.float()[indices_N.int()]
-    whole = numbers_N.numel() // block * block
-    numbers_N[:whole].view(-1, block).mul_(scale_M[: whole // block, None])
-    numbers_N[whole:].mul_(scale_M[-1])  # the last block may be short
-    return numbers_N.reshape(shape)
+    flat, numbers_N = packed.flatten(), torch.empty(math.prod(shape), device=packed.device)
+    values = values.float()
+    size = BLOCKS * 2 * block  # some blocks at a time, so that little is needed beside the numbers
+    for start in range(0, numbers_N.numel(), size):
+        part = numbers_N[start : start + size]
+        bytes_ = flat[start // 2 : -(-(start + size) // 2)]
+        indices = torch.stack((bytes_ >> 4, bytes_ & 15), dim=-1).flatten()[: part.numel()]
+        scales = scale_M[start // block : (start + size) // block].repeat_interleave(block)
+        torch.mul(values[indices.int()], scales[: part.numel()], out=part)  # the last block may be short
+    return numbers_N.view(shape)
 
 
 def _state(name: str, info: TensorInfo) -> dict[str, Any]:

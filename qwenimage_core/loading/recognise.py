@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qwenimage_core.errors import LoadError, QwenImageWarning
+from qwenimage_core.loading.gguf_file import llama_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -170,6 +171,7 @@ def _build_text_encoder(config: Config | None, shapes: Shapes) -> nn.Module:
 
 
 def _text_encoder_name(name: str) -> str | None:
+    name = llama_name(name) or name
     for prefix, short in (
         ("lm_head.", None),
         ("model.visual.", "visual."),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qwenimage_core.plan import Plan
 
 TENSORS_A_TOKEN, MAPS_A_PIXEL = 20, 6
-DECODING = 10  # bytes a number of the largest weight that is decoded: indices, scales and float32
+DECODING = 5  # bytes a number of the largest weight that is decoded: float32, and its scales
 OVERHEAD = 64 * 2**20  # what a run takes beside weights and work: libraries, threads, what allocators keep
 MODULATION = 12  # vectors of a block: shift, scale and gate, of both halves, of both streams
 

@@ -115,7 +115,7 @@ class TextEncoder(nn.Module):
         if self.visual is None:
             raise RequestError(
                 "a picture was given, but the text encoder was loaded without its vision tower",
-                mend="load it with vision=True",
+                mend="take the whole text encoder as safetensors (GGUF files have none), or load it with vision=True",
             )
         merge = self.config.vision_config.spatial_merge_size
         grids = torch.tensor([(1, rows * merge, columns * merge) for rows, columns in tokens.grids])

@@ -65,6 +65,7 @@ def test_the_record_says_what_was_used(draw, tiny: Path) -> None:
         "device": "cpu",
         "low_memory": False,
         "memory": None,
+        "compiled": False,
     }
     assert set(record.components) == {"transformer", "text_encoder", "vae"}
     assert all(digest.startswith("sha256:") for digest in record.components.values())

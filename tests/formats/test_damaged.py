@@ -78,7 +78,8 @@ def test_a_good_file(tmp_path: Path) -> None:
     [
         (GOOD, {"version": 1}, "version that is not known"),
         (GOOD, {"version": 3 << 24}, "little-endian"),
-        (GOOD, {"architecture": "qwen2vl"}, "take the text encoder and the VAE as safetensors"),
+        (GOOD, {"architecture": "clip"}, "take the whole text encoder as safetensors"),
+        (GOOD, {"architecture": "llama"}, "'qwen_image': the transformer of Qwen-Image, 'qwen2vl'"),
         (GOOD, {"architecture": None}, "GGUF of another model"),
         ({"a": ([32], 99, bytes(34))}, {}, "GGUF type 99 in a"),
         ({"a": ([33], "Q8_0", bytes(34))}, {}, "rows of whole blocks of 32"),
