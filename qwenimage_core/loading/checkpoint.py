@@ -47,12 +47,10 @@ class Checkpoint:
         tensors: Mapping[str, TensorInfo],
         files: Sequence[Path],
         metadata: Mapping[str, str],
-        loaded: Mapping[str, torch.Tensor],
     ) -> None:
         self.tensors = tensors
         self.files = tuple(files)
         self.metadata = metadata
-        self._loaded = loaded
 
     @classmethod
     def open(cls, paths: Path | str | Sequence[Path | str], *, allow_pickle: bool = False) -> Checkpoint:
@@ -80,10 +78,9 @@ class Checkpoint:
             )
         tensors: dict[str, TensorInfo] = {}
         metadata: dict[str, str] = {}
-        loaded: dict[str, torch.Tensor] = {}
         for file in files:
             if file.suffix in PICKLES:
-                found = _open_pickle(file, allow_pickle, loaded)
+                found = _open_pickle(file, allow_pickle)
             else:
                 found, more = read_gguf(file) if file.suffix == ".gguf" else read_header(file)
                 metadata.update(more)
@@ -91,9 +88,7 @@ class Checkpoint:
             tensors.update(found)
         for index in indexes_of(files):
             check_index(index, tensors)
-        if not loaded:
-            tensors = join_scales(join_blocks(tensors))
-        return cls(tensors, files, metadata, loaded)
+        return cls(join_scales(join_blocks(tensors)), files, metadata)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -132,8 +127,6 @@ class Checkpoint:
         if name not in self.tensors:
             raise LoadError(f"{self.files[0]} has no tensor {name!r}.")
         info = self.tensors[name]
-        if name in self._loaded:
-            return Stored((self._loaded[name],), _as_it_is)
         if info.encoding is None:
             return Stored((read_tensor(info, buffer),), _as_it_is)
         first, *others = info.encoding.parts
@@ -223,7 +216,7 @@ def _refuse_doubles(known: Mapping[str, TensorInfo], found: Mapping[str, TensorI
         )
 
 
-def _open_pickle(file: Path, allowed: bool, loaded: dict[str, torch.Tensor]) -> dict[str, TensorInfo]:
+def _open_pickle(file: Path, allowed: bool) -> dict[str, TensorInfo]:
     if not allowed:
         raise LoadError(
             f"{file} is a pickle, which can run code when it is opened.",
@@ -246,8 +239,8 @@ def _open_pickle(file: Path, allowed: bool, loaded: dict[str, torch.Tensor]) -> 
         isinstance(value, torch.Tensor) for value in content.values()
     ):
         raise LoadError(f"{file} holds something else than tensors.", expected="a dictionary of tensors")
-    loaded.update(content)
+    kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in content.items()}
     return {
-        name: TensorInfo(tuple(value.shape), str(value.dtype).removeprefix("torch."), file, 0, value.nbytes)
+        name: TensorInfo(tuple(value.shape), kinds[name], file, 0, value.nbytes, value=value)
         for name, value in content.items()
     }

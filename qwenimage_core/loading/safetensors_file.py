@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,8 @@ AGAIN = "delete the file and download it again"
 @dataclass(frozen=True)
 class TensorInfo:
     """What a header says of one tensor. `dtype` is torch's name; the bytes are file[start : start + nbytes], unless an
-    `encoding` has its parts: then `nbytes` is of all of them, and shape and dtype are as decoded."""
+    `encoding` has its parts: then `nbytes` is of all of them, and shape and dtype are as decoded. `value` is a tensor
+    that could only be read together with all others of its file, a pickle."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -60,6 +61,7 @@ class TensorInfo:
     start: int
     nbytes: int
     encoding: Encoding | None = None
+    value: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def stored_as(self) -> str:
@@ -93,6 +95,8 @@ def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.T
     """The tensor as stored, on the CPU: in memory of its own, or in the first bytes of `buffer` (flat, uint8)."""
     import torch
 
+    if info.value is not None:
+        return info.value
     flat = torch.empty(info.nbytes, dtype=torch.uint8) if buffer is None else buffer[: info.nbytes]
     target = memoryview(flat.numpy().data)
     with info.file.open("rb", buffering=0) as stream:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from qwenimage_core import AdapterError, LoadError, ModelConfig
 from qwenimage_core.loading.checkpoint import Checkpoint
@@ -106,3 +106,22 @@ def test_a_component_says_what_it_is_stored_in(rewrite: Rewrite, name: str, form
 def test_computing_in_the_stored_form_is_refused() -> None:
     with pytest.raises(LoadError, match="decoded to compute"):
         ModelConfig(path="x", computation_dtype="stored", computation_device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scaled fp8, ComfyUI",
+        "scaled fp8, comfy_quant",
+        "scaled fp8, rows",
+        "scaled fp8, blocks",
+        "nf4, double",
+    ],
+)
+def test_a_pickle_that_is_allowed_means_the_same(rewrite: Rewrite, tmp_path: Path, name: str) -> None:
+    (file,) = (rewrite(name)[0] / "transformer").glob("*.safetensors")
+    torch.save(load_file(file), tmp_path / "model.pt")
+    stored, pickled = Checkpoint.open(file), Checkpoint.open(tmp_path / "model.pt", allow_pickle=True)
+    assert pickled.shapes == stored.shapes
+    for _ in range(2):  # what is decoded is not what is kept
+        assert all(torch.equal(pickled.read(each), stored.read(each)) for each in stored.tensors)
