@@ -19,7 +19,6 @@ from qwenimage_core.adapters.lora import Adapter, Mode
 from qwenimage_core.context import Context
 from qwenimage_core.encoders import Encoders
 from qwenimage_core.errors import RequestError
-from qwenimage_core.explain import Explanation, explain
 from qwenimage_core.inputs import encode
 from qwenimage_core.loop import StepReport, denoise
 from qwenimage_core.memory.keeper import Keeper
@@ -32,6 +31,7 @@ from qwenimage_core.values import TransformerOptions
 from qwenimage_core.velocity import bind, modulation_table
 
 if TYPE_CHECKING:
+    from qwenimage_core.explain import Explanation
     from qwenimage_core.loading.components import Component
     from qwenimage_core.loading.config import ModelConfig
     from qwenimage_core.memory.presets import Machine, Memory
@@ -229,6 +229,8 @@ class QwenImagePipeline:
 
     def explain(self, prompt: str | list[str] | None = None, **fields: Any) -> Explanation:
         """What this request would do, in words; loads and runs no model."""
+        from qwenimage_core.explain import explain
+
         return explain(self.plans(prompt, **fields), self.keeper, loras=[a.name for a in self.adapters])
 
     @torch.no_grad()

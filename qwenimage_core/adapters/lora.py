@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from qwenimage_core.errors import AdapterError
 
 from .diagnose import explain_strangers
-from .files import load_lora
 from .layer import AdaptedLayer, Mode, add, can_merge, remove, set_strength
 from .weights import Change, LoraWeights
 
@@ -61,6 +60,8 @@ class Adapter:
         """The weights with the paths of `model`'s modules; AdapterError when any of them has no place there."""
         names = [name for name, _ in _modules(model)]
         if isinstance(self.weights, str | Path):
+            from .files import load_lora
+
             return load_lora(self.weights, names)
         weights = self.weights if isinstance(self.weights, LoraWeights) else self.weights()
         known = set(names)

@@ -11,11 +11,11 @@ from weakref import ReferenceType, ref
 from qwenimage_core.memory.budget import Budget
 from qwenimage_core.memory.measure import Peak, give_back, in_use, peak
 from qwenimage_core.memory.plan import Stage, named, placed, stages_of
-from qwenimage_core.memory.presets import Machine, choose
 from qwenimage_core.memory.sizes import Sizes, Work
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.component import Component
+    from qwenimage_core.memory.presets import Machine
     from qwenimage_core.models.modulation import StepModulation
     from qwenimage_core.plan import Plan
 
@@ -54,6 +54,8 @@ class Keeper:
         parts, work = dict(named(self.components)), Work.of(plans, self.components)
         self.used = self._in_use()
         if self.machine is not None:
+            from qwenimage_core.memory.presets import choose
+
             self.machine = replace(self.machine, used=self.used)
             chosen = choose([Sizes.of(name, part) for name, part in parts.items()], work, self.machine)
             for name, component in parts.items():

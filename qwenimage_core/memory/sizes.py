@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwenimage_core.loading.reader import SLOTS
-from qwenimage_core.loading.recognise import CORE_COMPONENTS
 from qwenimage_core.loading.units import Leaf, Unit, units
 
 if TYPE_CHECKING:
@@ -133,6 +132,8 @@ class Work:
     @classmethod
     def of(cls, plans: Sequence[Plan], components: Mapping[str, Sequence[Component]]) -> Work:
         """The most that any of the plans needs."""
+        from qwenimage_core.loading.recognise import CORE_COMPONENTS
+
         vae, transformer = components["vae"][0], components["transformer"][0]
         pictures = any(plan.images or plan.start or plan.plugins for plan in plans)
         decode = max(decoding_bytes(plan, vae.itemsize) for plan in plans)
