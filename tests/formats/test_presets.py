@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from qwenimage_core import MemoryLimitError, ModelConfig, QwenImagePipeline
 from qwenimage_core.hooks import hookimpl
-from qwenimage_core.memory.measure import in_use
+from qwenimage_core.memory.measure import give_back, in_use
 from qwenimage_core.memory.plan import named
 from qwenimage_core.memory.sizes import SLOTS, Sizes
 from qwenimage_core.testing import write_tiny_checkpoint
@@ -58,14 +59,16 @@ def now(pipe: QwenImagePipeline) -> dict[str, int]:
 
 
 def set_room(pipe: QwenImagePipeline, room: int) -> None:
-    """Let the next request have this many bytes beside what is in use."""
+    """Let the next request have this many bytes beside what is in use now."""
     keeper = pipe.keeper
     assert keeper.machine is not None
-    keeper.machine = replace(keeper.machine, limit=keeper.used + room)
+    give_back(CPU)
+    used = (in_use(CPU) or 0) - sum(now(pipe).values())
+    keeper.machine = replace(keeper.machine, limit=used + room)
 
 
 def least_room(pipe: QwenImagePipeline) -> int:
-    pipe.plan(**FIELDS)
+    gc.collect()  # models of other tests are in use no longer
     set_room(pipe, 0)
     with pytest.raises(MemoryLimitError) as error:
         pipe.plan(**FIELDS)
