@@ -140,6 +140,12 @@ def open_session(
         )
     if dtype not in (None, *DTYPES):
         raise RequestError("--dtype is none that models are run in.", got=dtype, expected=", ".join(DTYPES))
+    if compiled and parallel in ("tensor", "sequence"):
+        raise RequestError(
+            "--compile does not go with a transformer that is shared between processes.",
+            got=f"--parallel {parallel}",
+            mend="leave one of them out, or share pictures: --parallel data",
+        )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
 

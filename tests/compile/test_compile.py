@@ -18,7 +18,10 @@ from qwenimage_core import ModelConfig, QwenImagePipeline, compile_blocks
 from qwenimage_core.adapters.convert import save_lora
 from qwenimage_core.adapters.weights import LoraWeights, LowRank
 from qwenimage_core.cli.main import main
+from qwenimage_core.cli.session import open_session
+from qwenimage_core.errors import RequestError
 from qwenimage_core.picture_files import read_metadata
+from qwenimage_core.registry import PluginRegistry
 from qwenimage_core.testing import write_tiny_checkpoint
 
 Fields = dict[str, Any]
@@ -174,3 +177,9 @@ def test_without_a_compiler(
     error = capsys.readouterr().err
     assert "needs a C++ compiler" in error and "no none-such here (named by CXX)" in error
     assert len(error.splitlines()) < 10 and not list(tmp_path.iterdir())
+
+
+def test_not_with_a_transformer_that_is_shared() -> None:
+    registry = PluginRegistry.discover(disable_all=True)
+    with pytest.raises(RequestError, match="shared between processes"):
+        open_session("tiny", registry, dtype=None, device=None, loras=(), parallel="tensor", compiled=True)
