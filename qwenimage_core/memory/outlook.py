@@ -11,16 +11,22 @@ import torch
 from qwenimage_core.loading.placement import Placement
 from qwenimage_core.memory.plan import Stage, stages_of
 from qwenimage_core.memory.presets import Machine, choose
-from qwenimage_core.memory.sizes import MODULATION, TENSORS_A_TOKEN, Sizes, Work, picture_bytes
+from qwenimage_core.memory.sizes import (
+    Sizes,
+    Work,
+    largest,
+    picture_bytes,
+    prompt_bytes,
+    row_bytes,
+    step_bytes,
+)
 
 if TYPE_CHECKING:
     from qwenimage_core.loading.recognise import ComponentSpec
     from qwenimage_core.models.backbone import BackboneDescription
 
-PROMPT_TOKENS, SEEN_TOKENS = (
-    256,
-    200,
-)  # a long prompt; a picture as the text encoder sees it (384 x 384 pixels)
+PROMPT_TOKENS = 256  # of a long prompt
+SEEN_TOKENS = 200  # of a picture as the text encoder sees it (384 x 384 pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +51,11 @@ class Job:
         """What the stages need beside weights, counted as for a plan."""
         size = transformer.computes.itemsize
         decode = picture_bytes(backbone, self.height * self.width, self.tile, size)
-        prompt = TENSORS_A_TOKEN * self._text * backbone.text_width * size
-        step = TENSORS_A_TOKEN * self.tokens(backbone) * backbone.token_width * size
-        rows = self.steps + (self.references > 0)
-        table = MODULATION * backbone.blocks * backbone.token_width * rows * size
-        once = sum(sorted(transformer.once)[-2:]) * size
+        prompt = prompt_bytes(backbone, self._text, size)
+        step = max(step_bytes(backbone, self.tokens(backbone), size), largest(transformer.once) * size)
         seen = self.references > 0
-        return Work(max(prompt, decode if seen else 0), max(step, once) + table, decode, seen)
+        table = row_bytes(backbone, size) * (self.steps + seen)
+        return Work(max(prompt, decode if seen else 0), step + table, decode, seen)
 
     @property
     def _text(self) -> int:

@@ -66,7 +66,7 @@ class Sizes:
         """What a stream of its blocks needs beside those that stay: room for two units, and weights on their way."""
         if not self.blocks:
             return 0
-        return _largest(self.blocks) * self.computes.itemsize + SLOTS * self.staging + self.decoding
+        return largest(self.blocks) * self.computes.itemsize + SLOTS * self.staging + self.decoding
 
     @property
     def loading(self) -> int:
@@ -75,7 +75,7 @@ class Sizes:
 
     def seen(self, streamed: bool) -> int:
         """Bytes of what only some requests need, kept like the rest or passing through buffers of its own."""
-        return (_largest(self.later) if streamed else sum(self.later)) * self.computes.itemsize
+        return (largest(self.later) if streamed else sum(self.later)) * self.computes.itemsize
 
     @classmethod
     def of(cls, name: str, component: Component) -> Sizes:
@@ -144,25 +144,25 @@ class Work:
         encode = max(prompt, decode if pictures else 0)
         brought = [spec for plan in plans for p in plan.plugins for spec in p.call("components") or ()]
         kinds = frozenset(spec.kind for spec in (*CORE_COMPONENTS, *brought))
-        return cls(encode, max(step, _largest(once)) + table, decode, pictures, kinds)
+        return cls(encode, max(step, largest(once)) + table, decode, pictures, kinds)
 
 
 def encoding_bytes(plan: Plan, itemsize: int) -> int:
     """Working memory of the text encoder for the longest prompt."""
     tokens = max(branch.layout.tokens - _pictured(branch) for branch in plan.branches)
-    return TENSORS_A_TOKEN * tokens * plan.backbone.text_width * itemsize
+    return prompt_bytes(plan.backbone, tokens, itemsize)
 
 
 def denoising_bytes(plan: Plan, itemsize: int) -> int:
     """Working memory of a step."""
     tokens = max(branch.layout.tokens for branch in plan.branches) * len(plan.seeds)
-    return TENSORS_A_TOKEN * tokens * plan.backbone.token_width * itemsize
+    return step_bytes(plan.backbone, tokens, itemsize)
 
 
 def table_bytes(plan: Plan, itemsize: int) -> int:
     """The modulation of every step, and of time zero where it is needed."""
     rows = plan.steps + any(branch.layout.zero_slices for branch in plan.branches)
-    return MODULATION * plan.backbone.blocks * plan.backbone.token_width * rows * itemsize
+    return row_bytes(plan.backbone, itemsize) * rows
 
 
 def decoding_bytes(plan: Plan, itemsize: int) -> int:
@@ -172,8 +172,26 @@ def decoding_bytes(plan: Plan, itemsize: int) -> int:
     return picture_bytes(plan.backbone, request.height * request.width, tile, itemsize)
 
 
+# --- the same in numbers ---------------------------------------------------------------------------------------------
+
+
+def prompt_bytes(backbone: BackboneDescription, tokens: int, itemsize: int) -> int:
+    """Of the text encoder, for a prompt of so many tokens."""
+    return TENSORS_A_TOKEN * tokens * backbone.text_width * itemsize
+
+
+def step_bytes(backbone: BackboneDescription, tokens: int, itemsize: int) -> int:
+    """Of the transformer, for so many tokens of all pictures."""
+    return TENSORS_A_TOKEN * tokens * backbone.token_width * itemsize
+
+
+def row_bytes(backbone: BackboneDescription, itemsize: int) -> int:
+    """One step of the modulation table."""
+    return MODULATION * backbone.blocks * backbone.token_width * itemsize
+
+
 def picture_bytes(backbone: BackboneDescription, pixels: int, tile: int | None, itemsize: int) -> int:
-    """The same in numbers; `tile` is a tile's side in latent pixels."""
+    """Of the VAE; `tile` is a tile's side in latent pixels."""
     maps = MAPS_A_PIXEL * backbone.vae_width * itemsize
     if tile is None:
         return maps * pixels
@@ -190,6 +208,6 @@ def _values(parts: Sequence[Unit]) -> tuple[int, ...]:
     return tuple(sum(leaf.empty.numel() for leaf in part.leaves) for part in parts)
 
 
-def _largest(sizes: Sequence[int]) -> int:
+def largest(sizes: Sequence[int]) -> int:
     """What a stream's buffers hold: the largest unit and the next."""
     return sum(sorted(sizes)[-SLOTS:])
