@@ -86,7 +86,7 @@ def save_state(folder: Path, state: State, writers: Writers = ALONE) -> Path:
         raise TrainingError(
             f"The state of the run cannot be saved in {folder}.",
             got=str(error),
-            mend="make room and add --resume: what was saved before is untouched",
+            mend=after_room(folder),
         ) from error
     for old in states(folder):
         if old != final:
@@ -96,6 +96,12 @@ def save_state(folder: Path, state: State, writers: Writers = ALONE) -> Path:
 
 def _bare(state: State) -> State:
     return State(state.batches, state.steps, state.run, state.saved, state.numbers)
+
+
+def after_room(folder: Path) -> str:
+    """What to do where a run could not save."""
+    again = "add --resume: what was saved before is untouched" if states(folder) else "run the command again"
+    return f"make room and {again}"
 
 
 def clear_partial(folder: Path) -> None:
