@@ -20,6 +20,7 @@ from qwenimage_training.callbacks import Callback, StepReport, by_level
 from qwenimage_training.checkpoint import (
     State,
     Writers,
+    after_room,
     clear_partial,
     damaged,
     load_state,
@@ -340,7 +341,7 @@ class Trainer:
             files = self.trained.save(folder / f"{name}.safetensors", values, self._metadata())
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"{name} cannot be saved in {folder}.", got=str(error), mend="make room and add --resume"
+                f"{name} cannot be saved in {folder}.", got=str(error), mend=after_room(folder)
             ) from error
         self.saved += [file.name for file in files if file.name not in self.saved]
         limit = self.arguments.save_total_limit

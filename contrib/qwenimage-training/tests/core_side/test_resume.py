@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from qwenimage_training.checkpoint import states
+from qwenimage_training.checkpoint import State, save_state, states
 from qwenimage_training.errors import TrainingError
 from qwenimage_training.run import make_cache, run
 
@@ -204,6 +204,21 @@ def test_a_damaged_or_foreign_state_is_named_and_nothing_is_lost(make_arguments,
         run(make_arguments(max_train_steps=4, save_steps=2, resume=True))
     assert str(path.parent) in str(caught.value)
     assert contents(arguments.output) == before
+
+
+def test_what_could_not_be_saved_says_whether_there_is_something_to_resume(make_arguments, tmp_path) -> None:
+    full = tmp_path / "full"
+    full.write_text("a file where a folder should be")
+    with pytest.raises(TrainingError) as caught:
+        save_state(full, State(1, 1, {}))
+    assert "run the command again" in str(caught.value)
+    arguments = make_arguments(max_train_steps=1, save_steps=1)
+    run(arguments)
+    (arguments.output / ".state-2.partial").write_text("in the way")
+    with pytest.raises(TrainingError) as caught:
+        save_state(arguments.output, State(2, 2, {}))
+    assert "add --resume" in str(caught.value)
+    assert [p.name for p in states(arguments.output)] == ["state-1"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
