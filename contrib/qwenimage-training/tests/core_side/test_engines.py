@@ -15,15 +15,8 @@ from qwenimage_training.engines.launcher import check_launcher, is_fsdp
 from qwenimage_training.errors import TrainingError
 from qwenimage_training.run import run
 
-from .engine_runs import (
-    Runs,
-    assert_looked,
-    assert_same_course,
-    assert_same_picture,
-    assert_same_state,
-    environment,
-    run_two,
-)
+from .engine_checks import assert_looked, assert_same_course, assert_same_picture, assert_same_state
+from .engine_runs import Runs, environment, run_two
 
 
 def test_every_engine_has_a_configuration_that_says_nothing_of_what_options_say() -> None:

@@ -19,21 +19,8 @@ from qwenimage_training.cache import files
 from qwenimage_training.checkpoint import states
 from qwenimage_training.engines import config_file
 
-from .engine_runs import (
-    KINDS,
-    OPTIONS,
-    Runs,
-    assert_looked,
-    assert_same_course,
-    assert_same_picture,
-    assert_same_state,
-    environment,
-    free_port,
-    read_log,
-    run_two,
-    start,
-    written,
-)
+from .engine_checks import assert_looked, assert_same_course, assert_same_picture, assert_same_state
+from .engine_runs import KINDS, OPTIONS, Runs, environment, free_port, read_log, run_two, start, written
 
 WITH = """
 import os, signal, sys
