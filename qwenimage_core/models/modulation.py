@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qwenimage_core.models.norms import layer_norm
+
 FREQUENCIES = 128  # the sinusoidal embedding is twice as wide
 
 
@@ -79,7 +81,7 @@ class Modulator(nn.Sequential):
     """
 
     def forward(self, *embeddings: Tensor) -> Tensor:
-        return torch.cat([super(Modulator, self).forward(each) for each in embeddings], dim=-2)
+        return _join([super(Modulator, self).forward(each) for each in embeddings], dim=-2)
 
 
 Runs = tuple[tuple[int, int, int], ...]  # (start, stop, timestep row) of consecutive tokens
@@ -107,12 +109,21 @@ Rows = Sequence[Tensor]  # (B, 1, D) of each timestep row
 
 def vectors(modulation_RBE: Tensor) -> list[Rows]:
     """Shift, scale, gate, shift, scale, gate, each as its rows."""
-    return [part_RB1D.unbind(0) for part_RB1D in modulation_RBE.unsqueeze(2).chunk(6, dim=-1)]
+    rows = [row_BE.unsqueeze(1).chunk(6, dim=-1) for row_BE in modulation_RBE.unbind(0)]
+    return list(zip(*rows, strict=True))
 
 
-def modulate(x_BND: Tensor, shift: Rows, scale: Rows, runs: Runs) -> Tensor:
-    """x * (1 + scale) + shift, each run of tokens with its own row."""
-    return _join([part * (1 + scale[row]) + shift[row] for part, row in _parts(x_BND, runs)])
+def norm_and_modulate(x_BND: Tensor, shift: Rows, scale: Rows, runs: Runs) -> Tensor:
+    """norm(x) * (1 + scale) + shift, each run of tokens with its own row."""
+    return _join([_norm_and_modulate(part, shift[row], scale[row]) for part, row in _parts(x_BND, runs)])
+
+
+def _norm_and_modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """One timestep for the whole batch is a weight and a bias of the norm: one operation instead of three. In fewer
+    bits than 32, that would not round where the published model rounds."""
+    if scale_B1D.shape[0] == 1 and x_BND.dtype == torch.float32:
+        return layer_norm(x_BND, (1 + scale_B1D).flatten(), shift_B1D.flatten())
+    return layer_norm(x_BND) * (1 + scale_B1D) + shift_B1D
 
 
 def add_gated(x_BND: Tensor, delta_BND: Tensor, gate: Rows, runs: Runs) -> Tensor:
@@ -128,5 +139,5 @@ def _parts(x_BND: Tensor, runs: Runs) -> list[tuple[Tensor, int]]:
     return [(x_BND[:, start:stop], row) for start, stop, row in runs]
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def _join(parts: list[Tensor], dim: int = 1) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -27,7 +27,7 @@ class Rope:
     def apply(self, x_BHSD: Tensor) -> Tensor:
         """Turn queries or keys; the arithmetic is float32, the result has the dtype of `x_BHSD`."""
         x = x_BHSD.float()
-        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (even, odd) -> (odd, even)
+        swapped = x.unflatten(-1, (-1, 2)).roll(1, -1).flatten(-2)  # (even, odd) -> (odd, even)
         return (x * self.cos_SD + swapped * self.sin_SD).to(x_BHSD.dtype)
 
     def rows(self, start: int, stop: int) -> Rope:

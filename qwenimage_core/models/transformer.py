@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from qwenimage_core.models.modulation import StepModulation, TimestepEmbedding, timestep_runs
+from qwenimage_core.models.modulation import (
+    WHOLE,
+    StepModulation,
+    TimestepEmbedding,
+    norm_and_modulate,
+    timestep_runs,
+)
+from qwenimage_core.models.norms import RMSNorm
 from qwenimage_core.models.rope import Rope
-from qwenimage_core.models.transformer_block import EPSILON, Attend, RMSNorm, TransformerBlock
+from qwenimage_core.models.transformer_block import Attend, TransformerBlock
 from qwenimage_core.models.transformer_config import Activation, TransformerConfig
 
 __all__ = [
@@ -167,8 +174,8 @@ class QwenImageTransformer(nn.Module):
             if residual is not None and (changed := residual(number, image)) is not None:
                 image = changed
             yield
-        image = F.layer_norm(image, image.shape[-1:], eps=EPSILON)
-        return self.proj_out(image * (1 + modulation.scale_BD[:, None]) + modulation.shift_BD[:, None])
+        shift, scale = ([row_BD[:, None]] for row_BD in (modulation.shift_BD, modulation.scale_BD))
+        return self.proj_out(norm_and_modulate(image, shift, scale, WHOLE))
 
     def _check(
         self,

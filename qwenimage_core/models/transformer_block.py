@@ -19,31 +19,18 @@ from qwenimage_core.models.modulation import (
     Rows,
     Runs,
     add_gated,
-    modulate,
+    norm_and_modulate,
     vectors,
 )
+from qwenimage_core.models.norms import RMSNorm
 from qwenimage_core.models.rope import Rope
 from qwenimage_core.models.transformer_config import Activation, TransformerConfig
 
-EPSILON = 1e-6
 FLOAT16_LIMIT = 65504.0
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """attend(q_BHQD, k_BHSD, v_BHSD) -> out_BHQD. The queries are all S joint tokens, or in the last block the
 Q = noise_tokens first image tokens only."""
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm: statistics in float32, cast back, then times the weight."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + EPSILON)
-        return normed.to(x.dtype) * self.weight
 
 
 class _Up(nn.Module):
@@ -107,7 +94,8 @@ class JointAttention(nn.Module):
         out = out.transpose(1, 2).flatten(2).to(image_BND.dtype)  # (B, H, Q, head_dim) -> (B, Q, D)
         if keep is not None:
             return self.to_out[0](out), None
-        return self.to_out[0](out[:, text_tokens:]), self.to_add_out(out[:, :text_tokens])
+        out_text, out_image = out.split([text_tokens, image_BND.shape[1]], dim=1)
+        return self.to_out[0](out_image), self.to_add_out(out_text)
 
     def _heads(self, x: Tensor, norm: RMSNorm | None = None) -> Tensor:
         """(B, tokens, D) -> (B, H, tokens, head_dim), normed per head."""
@@ -143,8 +131,8 @@ class TransformerBlock(nn.Module):
         are the image tokens' timestep rows, `kept_runs` those of the tokens that are returned."""
         image_mod, text_mod = vectors(image_RBE), vectors(text_BE.unsqueeze(0))
         image_attended, text_attended = self.attn(
-            modulate(_norm(image_BND), image_mod[0], image_mod[1], runs),
-            modulate(_norm(text_BLD), text_mod[0], text_mod[1], WHOLE),
+            norm_and_modulate(image_BND, image_mod[0], image_mod[1], runs),
+            norm_and_modulate(text_BLD, text_mod[0], text_mod[1], WHOLE),
             rope,
             attend,
             keep,
@@ -161,9 +149,5 @@ def _finish(
 ) -> Tensor:
     """Add the attention's share, then the feed-forward's."""
     x_BND = add_gated(x_BND, attended_BND, mod[2], runs)
-    x_BND = add_gated(x_BND, mlp(modulate(_norm(x_BND), mod[3], mod[4], runs), act), mod[5], runs)
+    x_BND = add_gated(x_BND, mlp(norm_and_modulate(x_BND, mod[3], mod[4], runs), act), mod[5], runs)
     return x_BND.clip(-FLOAT16_LIMIT, FLOAT16_LIMIT) if x_BND.dtype == torch.float16 else x_BND
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=EPSILON)

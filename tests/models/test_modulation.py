@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenimage_core.models.modulation import TimestepEmbedding, add_gated, modulate, timestep_runs
+from qwenimage_core.models.modulation import TimestepEmbedding, add_gated, norm_and_modulate, timestep_runs
 from qwenimage_core.models.transformer import QwenImageTransformer, TransformerConfig
 
 TINY = TransformerConfig(
@@ -56,15 +56,18 @@ def test_runs_give_every_token_its_row(zero, tokens):
     assert rows == [int(any(z.start <= token < z.stop for z in zero)) for token in range(tokens)]
 
 
-@given(zero_rows())
-def test_modulating_by_runs_equals_a_gather_by_token(zero):
+@pytest.mark.parametrize("times", [1, 2])
+@given(zero=zero_rows())
+def test_modulating_by_runs_equals_a_gather_by_token(times, zero):
     x, delta = torch.randn(2, 12, 4), torch.randn(2, 12, 4)
-    shift, scale = torch.randn(2, 2, 4), torch.randn(2, 2, 4)  # (R, B, D)
+    shift, scale = torch.randn(2, times, 4), torch.randn(2, times, 4)  # (R, B, D)
     runs = timestep_runs(12, zero)
     rows = torch.tensor([row for start, stop, row in runs for _ in range(start, stop)])
     by_token = shift[rows].transpose(0, 1), scale[rows].transpose(0, 1)  # (B, N, D)
     shifts, scales = shift.unsqueeze(2).unbind(0), scale.unsqueeze(2).unbind(0)  # (B, 1, D) of each row
-    torch.testing.assert_close(modulate(x, shifts, scales, runs), x * (1 + by_token[1]) + by_token[0])
+    normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+    expected = normed * (1 + by_token[1]) + by_token[0]
+    torch.testing.assert_close(norm_and_modulate(x, shifts, scales, runs), expected)
     torch.testing.assert_close(add_gated(x, delta, scales, runs), x + by_token[1] * delta)
 
 

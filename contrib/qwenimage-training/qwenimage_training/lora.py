@@ -1,6 +1,6 @@
 """LoRA for training, by peft, and its file: chosen layers, a start from a file, and the interchange form for saving.
 
-O output and I input features of a layer, R rank.
+N tokens of all samples, O output and I input features of a layer, R rank.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qwenimage_core.adapters.convert import save_lora
 from qwenimage_core.adapters.files import load_lora
@@ -99,18 +100,29 @@ def inject(model: nn.Module, arguments: TrainingArguments) -> list[str]:
         inject_adapter_in_model(config, model)
     for layer in lora_layers(model).values():
         layer.lora_A.float(), layer.lora_B.float()
-        layer.forward = partial(_forward, layer)
+        parts = layer.base_layer, layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], layer.scaling[ADAPTER]
+        layer.forward = partial(_forward, *parts)
     return targets
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
-    """What peft's layer computes for one LoRA without dropout, with a third of its Python, and the scale on the R
-    features instead of the O. The three layers are called, not their weights: engines that shard gather them there."""
-    down, up, scale = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], layer.scaling[ADAPTER]
-    inner = down(x.to(down.weight.dtype))
-    changed = up(inner if scale == 1 else inner * scale)
-    plain = layer.base_layer(x)
-    return plain + changed.to(plain.dtype)
+def _forward(base: nn.Linear, down: nn.Linear, up: nn.Linear, scale: float, x: Tensor) -> Tensor:
+    """What peft's layer computes for one LoRA without dropout. With all tokens on one axis, three products are three
+    operations, of which the last adds up: that is much of a step where matrices are small."""
+    if not _plain((base, down, up), x.dtype):
+        inner = down(x.to(down.weight.dtype))
+        changed = up(inner if scale == 1 else inner * scale)  # the scale on R features instead of O
+        plain = base(x)
+        return plain + changed.to(plain.dtype)
+    x_NI = x.reshape(-1, x.shape[-1])
+    plain_NO = F.linear(x_NI, base.weight, base.bias)
+    changed_NO = torch.addmm(plain_NO, x_NI @ down.weight.t(), up.weight.t(), alpha=scale)
+    return changed_NO.view(*x.shape[:-1], -1)
+
+
+def _plain(layers: Iterable[nn.Linear], dtype: torch.dtype) -> bool:
+    """Whether the matrices are there in one dtype. Engines and storage that put weights in place only while a layer
+    runs do so by hooks, and those want layers to be called."""
+    return not any(m._forward_pre_hooks or m._forward_hooks or m.weight.dtype != dtype for m in layers)
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:

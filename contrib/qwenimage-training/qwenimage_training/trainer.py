@@ -230,10 +230,16 @@ class Trainer:
                 expected="rows that use " + ", ".join(self.trained.modules),
                 mend="give these rows the columns of --extra_inputs, or leave them out",
             )
-        found = torch.tensor(float(fault is not None), device=self.accelerator.device)
-        if self.accelerator.reduce(found, "sum") > 0:
+        if self._sum(float(fault is not None))[0] > 0:
             faults = [other for other in gather_object([fault]) if other is not None]
             raise fault or faults[0]
+
+    def _sum(self, *numbers: float) -> Sequence[float]:
+        """Each number, summed over all processes."""
+        if self.accelerator.num_processes == 1:
+            return numbers
+        found = torch.tensor(numbers, device=self.accelerator.device)
+        return self.accelerator.reduce(found, "sum").tolist()
 
     def _check_norm(self, norm: float, samples: Sequence[Sample]) -> None:
         """The gradient is that of all processes, and so they all come here."""
@@ -288,8 +294,7 @@ class Trainer:
         self, losses: Sequence[float], levels: Sequence[float], norm: float, rate: float, seconds: float
     ) -> float:
         """Log a step and tell the callbacks; the mean loss of its samples in all processes."""
-        counted = torch.tensor([sum(losses), len(losses)], device=self.accelerator.device)
-        total, samples = self.accelerator.reduce(counted, "sum").tolist()
+        total, samples = self._sum(sum(losses), len(losses))
         loss, epoch = total / samples, (self.batches - 1) // self.batches_an_epoch
         report = StepReport(
             *(self.steps, self.batches, epoch, loss, norm, rate, round(seconds, 4), round(samples)),

@@ -86,8 +86,12 @@ class Engine:
         yield
 
     def clip(self) -> float:
-        limit = self.arguments.max_grad_norm or float("inf")
-        return norm_value(torch.nn.utils.clip_grad_norm_(list(self.weights.parameters.values()), limit))
+        """The norm of the gradient, which is shortened to `max_grad_norm` if there is such a limit."""
+        gradients = [p.grad for p in self.weights.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=None if self.sharded else True)
+        if limit := self.arguments.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.weights.parameters.values(), limit, norm)
+        return norm_value(norm)
 
     # --- what is saved ----------------------------------------------------------------------------------------------
 
