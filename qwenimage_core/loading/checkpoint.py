@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from qwenimage_core.loading.encoding import Stored
 from qwenimage_core.loading.float8 import join_scales
 from qwenimage_core.loading.gguf_file import read_gguf
 from qwenimage_core.loading.nf4 import join_blocks
-from qwenimage_core.loading.safetensors_file import TensorInfo, read_header, read_tensor
+from qwenimage_core.loading.safetensors_file import TensorInfo, read_header, read_pieces, read_tensor
 from qwenimage_core.loading.shards import (
     INDEX_SUFFIX,
     absent_shards,
@@ -132,6 +132,15 @@ class Checkpoint:
         first, *others = info.encoding.parts
         parts = (read_tensor(first, buffer), *(read_tensor(part) for part in others))
         return Stored(parts, info.encoding.decode)
+
+    def plain(self, name: str) -> bool:
+        """Whether a tensor's values are in the file one after the other."""
+        info = self.tensors[name]
+        return info.value is None and info.encoding is None
+
+    def pieces(self, name: str, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The values of a plain tensor, a buffer full at a time."""
+        return read_pieces(self.tensors[name], buffer)
 
     @cached_property
     def _digest(self) -> str:

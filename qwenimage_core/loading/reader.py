@@ -67,7 +67,17 @@ class Reader:
     def __init__(self, fill: Fill, slots: Sequence[Slot]) -> None:
         self._fill, self._free = fill, list(slots)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="qwenimage-weights")
+        self._leave_cores()
         self._ahead: tuple[int, Future[None], Slot] | None = None
+
+    def _leave_cores(self) -> None:
+        """Cast with a quarter of the cores that compute: each of them waits for the slowest, and with all of them doing
+        both, for every cast in full."""
+        threads = torch.get_num_threads()
+        self._thread.submit(torch.set_num_threads, max(1, threads // 4)).result()
+        torch.set_num_threads(
+            threads
+        )  # it holds for the thread that calls it, and for those that are to come
 
     def get(self, number: int) -> Slot:
         """The slot with this unit; waits for the reader, or reads now if something else was read ahead."""

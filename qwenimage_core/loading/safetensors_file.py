@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from qwenimage_core.errors import LoadError
 
 if TYPE_CHECKING:
+    import io
+
     import torch
 
     from qwenimage_core.loading.encoding import Encoding
@@ -98,21 +100,40 @@ def read_tensor(info: TensorInfo, buffer: torch.Tensor | None = None) -> torch.T
     if info.value is not None:
         return info.value
     flat = torch.empty(info.nbytes, dtype=torch.uint8) if buffer is None else buffer[: info.nbytes]
-    target = memoryview(flat.numpy().data)
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.start)
-        done = 0
-        while done < info.nbytes:
-            count = stream.readinto(target[done:])
-            if not count:
-                raise LoadError(
-                    f"{info.file} became shorter after it was opened.",
-                    got=f"{info.start + done:,} bytes",
-                    expected=f"{info.start + info.nbytes:,} bytes or more",
-                    mend=AGAIN,
-                )
-            done += count
+        _fill(flat, stream, info)
     return flat.view(getattr(torch, info.dtype)).reshape(info.shape)
+
+
+def read_pieces(info: TensorInfo, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor's elements as stored, flat and in their order, as many at a time as `buffer` (flat, uint8) holds. Each
+    piece is overwritten by the next: one that stays in the processor's cache is cast at half the cost."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, info.dtype)
+    room = buffer.numel() // dtype.itemsize * dtype.itemsize
+    with info.file.open("rb", buffering=0) as stream:
+        stream.seek(info.start)
+        for done in range(0, info.nbytes, room):
+            piece = buffer[: min(room, info.nbytes - done)]
+            _fill(piece, stream, info)
+            yield piece.view(dtype)
+
+
+def _fill(flat: torch.Tensor, stream: io.RawIOBase, info: TensorInfo) -> None:
+    """Read as many bytes as `flat` has, from where the stream is."""
+    target, done = memoryview(flat.numpy().data), 0
+    while done < len(target):
+        count = stream.readinto(target[done:])
+        if not count:
+            raise LoadError(
+                f"{info.file} became shorter after it was opened.",
+                got=f"{stream.tell():,} bytes",
+                expected=f"{info.start + info.nbytes:,} bytes or more",
+                mend=AGAIN,
+            )
+        done += count
 
 
 def _check_beginning(file: Path, size: int, first: bytes, length: int) -> None:
