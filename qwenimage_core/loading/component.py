@@ -15,11 +15,10 @@ from qwenimage_core.loading.encoding import Stored
 from qwenimage_core.loading.fit import fit
 from qwenimage_core.loading.placement import Place, Placement
 from qwenimage_core.loading.places import DISK
+from qwenimage_core.loading.reader import PIECE
 from qwenimage_core.loading.recognise import ComponentSpec
 from qwenimage_core.loading.stream import Stream
 from qwenimage_core.loading.units import units
-
-PIECE = 2**20  # bytes that are cast at a time on the CPU: they stay in its cache
 
 
 class Component:
@@ -127,14 +126,12 @@ class Component:
     def load(self, *, whole: bool = False, prepared: int | None = None) -> Any:
         """Fill the module, one tensor after the other.
 
-        The most memory in use on the way is what stays, and the largest tensor as stored. `whole` also keeps what a
+        The most memory in use on the way is what stays, and the largest `staging_bytes`. `whole` also keeps what a
         generation uses once: for training, for merging adapters, for its state dict. `prepared` is the number of
         blocks that stay on the device; None leaves it as it is, at first as many as `budget` says.
         """
         if not self.loaded:
-            passing = [
-                self.checkpoint.tensors[self._names[name]].nbytes for name in self._base if self._passes(name)
-            ]
+            passing = [self.staging_bytes(name) for name in self._base if self._passes(name)]
             buffer = torch.empty(max(passing, default=0), dtype=torch.uint8)
             for name in self._base:
                 put(self.skeleton, name, self._read(name, buffer))
@@ -205,7 +202,7 @@ class Component:
     def read_into(self, name: str, view: Tensor, staging: Tensor) -> None:
         """One tensor from the file into `view`, through `staging` unless it is stored as it computes."""
         published = self._names[name]
-        if self.spec.convert is not None or view.device.type != "cpu" or not self.checkpoint.plain(published):
+        if not self._in_pieces(name):
             view.copy_(self._stored(name, staging).to(view.device))
         elif getattr(torch, self.checkpoint.tensors[published].dtype) == view.dtype:
             self.checkpoint.read(published, buffer=view.flatten().view(torch.uint8))
@@ -230,6 +227,15 @@ class Component:
         places = (self.placement.offload, self.placement.onload, self.placement.preparing)
         waiting = {str(place.dtype).removeprefix("torch.") for place in places if place.dtype is not None}
         return frozenset(info.stored_as for info in self.checkpoint.tensors.values()) | waiting
+
+    def staging_bytes(self, name: str) -> int:
+        """Of the buffer that a tensor passes through on its way into memory, if it is not stored as it computes."""
+        return min(PIECE, self.stored_bytes(name)) if self._in_pieces(name) else self.stored_bytes(name)
+
+    def _in_pieces(self, name: str) -> bool:
+        """Whether a tensor can be cast a piece at a time."""
+        plain = self.spec.convert is None and self.checkpoint.plain(self._names[name])
+        return plain and self.device.type == "cpu"
 
     def stored_bytes(self, name: str) -> int:
         """Of one tensor in the file."""
@@ -263,7 +269,13 @@ class Component:
     def _read(self, name: str, buffer: Tensor | None) -> Tensor:
         if not self._passes(name):
             return self.checkpoint.read(self._names[name])
+        if buffer is None:
+            buffer = torch.empty(self.staging_bytes(name), dtype=torch.uint8)
         # One buffer for all of them: freed blocks between blocks that stay would never go back to the system.
+        if self._in_pieces(name):
+            used = torch.empty(self.checkpoint.tensors[self._names[name]].shape, dtype=self.dtype)
+            self.read_into(name, used, buffer)
+            return used
         tensor = self._stored(name, buffer)
         used = torch.empty(tensor.shape, dtype=self._dtype_of(tensor), device=self.device)
         return used.copy_(tensor)

@@ -12,6 +12,7 @@ from torch import Tensor
 from qwenimage_core.loading.units import Unit, aligned
 
 SLOTS = 2
+PIECE = 2**20  # bytes that are cast at a time on the CPU: they stay in its cache
 
 
 class Slot:

@@ -32,6 +32,8 @@ class Source(Protocol):
 
     def stored_bytes(self, name: str) -> int: ...
 
+    def staging_bytes(self, name: str) -> int: ...
+
 
 class Stream:
     """Makes the units of a module come and go. `cyclic` for units that run again and again, in this order."""
@@ -168,7 +170,7 @@ class Stream:
 
     def _buffers(self) -> Reader:
         staging = max(
-            self.source.stored_bytes(leaf.name) for i in self._moving for leaf in self.units[i].leaves
+            self.source.staging_bytes(leaf.name) for i in self._moving for leaf in self.units[i].leaves
         )
         self._slots = [Slot(staging, self.device) for _ in range(SLOTS)]
         self._reader = Reader(self._fill, self._slots)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwenimage_core.loading.reader import SLOTS
+from qwenimage_core.loading.reader import PIECE, SLOTS
 from qwenimage_core.loading.units import Leaf, Unit, units
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ MODULATION = 12  # vectors of a block: shift, scale and gate, of both halves, of
 class Sizes:
     """Of one component, in values: what is always there, its blocks one by one, what only some requests need (`later`),
     and the parts that a run uses once. In bytes: `in_file`, each block as its file has it (empty: as it computes),
-    `staging`, the largest weight that is not stored as it computes, and `decoding`, what decoding one takes."""
+    `staging`, the most that is on its way at a time of a weight not stored as it computes, and `decoding`, what
+    decoding one takes."""
 
     name: str
     base: int
@@ -86,6 +87,7 @@ class Sizes:
             component.skeleton,
             component.dtype,
             lambda leaf: component.stored_bytes(leaf.name),
+            lambda leaf: component.staging_bytes(leaf.name),
         )
         return replace(found, decoding=DECODING * component.largest_decoded)
 
@@ -97,8 +99,10 @@ class Sizes:
         module: nn.Module,
         computes: torch.dtype,
         stored: Callable[[Leaf], int],
+        staging: Callable[[Leaf], int] = lambda leaf: PIECE,
     ) -> Sizes:
-        """Of a module on the meta device; `stored` says how many bytes the file has of a weight."""
+        """Of a module on the meta device; `stored` says how many bytes the file has of a weight, `staging` how many are
+        on their way at a time."""
         once = units(module, spec.once, computes)
         later = units(module, spec.later, computes)
         blocks = units(module, spec.blocks, computes, apart=(*once, *later))
@@ -106,7 +110,7 @@ class Sizes:
         base = sum(tensor.numel() for tensor in module.state_dict().values()) - sum(map(sum, counts))
         in_file = tuple(sum(map(stored, unit.leaves)) for unit in blocks)
         leaves = [leaf for unit in (*once, *later, *blocks) for leaf in unit.leaves]
-        cast = (stored(leaf) for leaf in leaves if stored(leaf) != leaf.nbytes(computes))
+        cast = (staging(leaf) for leaf in leaves if stored(leaf) != leaf.nbytes(computes))
         return cls(name, base, *counts, spec.denoises, computes, in_file, max(cast, default=0))
 
 

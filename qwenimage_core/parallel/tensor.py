@@ -88,6 +88,9 @@ class Shares:
     def stored_bytes(self, name: str) -> int:
         return self.component.stored_bytes(name)
 
+    def staging_bytes(self, name: str) -> int:
+        return self.component.staging_bytes(name)
+
 
 def _share(whole: Tensor, mesh: DeviceMesh, dim: int, device: torch.device | str) -> DTensor:
     """The process's part in memory of its own, so that the whole can go."""
