@@ -2,8 +2,10 @@
 
 Against the longer of its two parts (computing with all weights in memory; reading all blocks and doing nothing else),
 and against DiffSynth-Studio's disk offload of the same file. Weights are random, stored in bfloat16 (or in the dtype
-that is named: `bench_streaming.py float8_e4m3fn`), computed in float32; 256 image and 32 text tokens; modulation is a
-table on our side and part of the step on theirs. Writes about 3 GB into a temporary folder, needs 10 GB of memory.
+that is named), computed in float32, for a picture of 384 x 384 (or with the side that is named:
+`bench_streaming.py float8_e4m3fn 256`) and 32 text tokens; modulation is a table on our side and part of the step on
+theirs. Reading takes its time from the cores that compute, however large the picture is, so that a small one shows more
+of it. Writes about 3 GB into a temporary folder, needs 10 GB of memory.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from qwenimage_core.loading.units import units
 from qwenimage_core.models.rope import rope_tables
 from qwenimage_core.models.transformer import QwenImageTransformer, TransformerConfig
 
-BLOCKS, SIDE, TEXT, TIMESTEP, ROUNDS = 4, 16, 32, 500.0, 5
+BLOCKS, TEXT, TIMESTEP, ROUNDS = 4, 32, 500.0, 5
+SIDE = int(sys.argv[2]) // 16 if len(sys.argv) > 2 else 24  # of the picture, in tokens
 OVER_THE_LONGER_PART, OVER_PEER, KEPT = 1.10, 0.6, 0.67
 CONFIG = TransformerConfig(num_layers=BLOCKS)
 GRID = Grid(height=SIDE, width=SIDE)
@@ -128,7 +131,7 @@ def kept_share() -> float:
 
 @torch.no_grad()
 def main() -> None:
-    print(machine())
+    print(machine(), f"{16 * SIDE} x {16 * SIDE}")
     dtype = getattr(torch, sys.argv[1]) if len(sys.argv) > 1 else torch.bfloat16
     torch.manual_seed(0)
     x, text = torch.randn(1, GRID.tokens, 64), torch.randn(1, TEXT, CONFIG.joint_attention_dim)
