@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from qwenimage_training.checkpoint import (
     make_output,
     save_state,
 )
+from qwenimage_training.course import facts
 from qwenimage_training.data.batches import BatchSampler, Position
 from qwenimage_training.data.dropout import Dropout
 from qwenimage_training.engines.engine import make_engine
@@ -48,41 +49,6 @@ if TYPE_CHECKING:
     from qwenimage_training.data.dataset import TrainingDataset
     from qwenimage_training.data.rows import Row
     from qwenimage_training.engines.engine import Values
-
-# A run may go on with other values of these: they do not decide the course of what is left.
-FREE = (
-    *(
-        "resume",
-        "output_path",
-        "save_steps",
-        "save_total_limit",
-        "save_state",
-        "num_epochs",
-        "max_train_steps",
-    ),
-    *(
-        "dataset_base_path",
-        "dataset_metadata_path",
-        "dataset_num_workers",
-        "find_unused_parameters",
-        "plugin",
-    ),
-    *("use_gradient_checkpointing", "use_gradient_checkpointing_offload", "initialize_model_on_cpu"),
-    *(
-        "cache_encoded",
-        "log_with",
-        "validation_steps",
-        "validation_prompts",
-        "validation_inference_steps",
-        "validation_cfg_scale",
-        "lora_checkpoint",
-        "lora_trigger",
-        "model",
-        "model_paths",
-        "tokenizer_path",
-        "processor_path",
-    ),
-)
 
 
 class Trainer:
@@ -263,7 +229,8 @@ class Trainer:
             make_output(folder)
             clear_partial(folder)
         self.accelerator.wait_for_everyone()
-        self.run_facts = self._facts()
+        how = self.accelerator.num_processes, self.engine.name, self.pipe.dtype
+        self.run_facts = facts(self.arguments, self.dataset.digest(), *how)
         if self.arguments.resume:
             self._restore(load_state(folder, self.run_facts, self.writers))
         self.log = JsonLog(folder, self.steps) if self.accelerator.is_main_process else None
@@ -271,17 +238,6 @@ class Trainer:
             text = json.dumps(self.arguments.model_dump(), indent=4, ensure_ascii=False)
             with whole_file(folder / "training_args.json") as beside:
                 beside.write_text(text + "\n", encoding="utf-8")
-
-    def _facts(self) -> dict[str, Any]:
-        """What decides the course of a run."""
-        chosen = self.arguments.model_dump(mode="json", exclude=set(FREE))
-        return {
-            **chosen,
-            "dataset": self.dataset.digest(),
-            "processes": self.accelerator.num_processes,
-            "engine": self.engine.name,
-            "dtype": str(self.pipe.dtype),
-        }
 
     def _restore(self, state: State) -> None:
         try:
