@@ -40,7 +40,7 @@ class _RMS(torch.autograd.Function):
         down = (gradient * weight).float()
         back = (down - normed * (down * normed).mean(dim=-1, keepdim=True)) * root
         sums = (gradient * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        return back.to(gradient.dtype), sums
+        return back.to(normed.dtype), sums
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

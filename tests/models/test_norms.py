@@ -32,8 +32,10 @@ def test_in_bfloat16_it_rounds_before_the_weight_as_published():
     assert torch.equal(norm(x), (wide * root).bfloat16() * norm.weight)
 
 
-def test_what_is_computed_in_bfloat16_has_gradients_in_bfloat16():
-    norm = RMSNorm(8).bfloat16()
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+def test_gradients_have_the_dtypes_of_what_they_belong_to(weights):
+    norm = RMSNorm(8).to(weights)
     x = torch.randn(2, 8, dtype=torch.bfloat16, requires_grad=True)
     norm(x).sum().backward()
-    assert x.grad.dtype == norm.weight.grad.dtype == torch.bfloat16
+    assert x.grad.dtype == torch.bfloat16
+    assert norm.weight.grad.dtype == weights
