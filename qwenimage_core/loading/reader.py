@@ -76,9 +76,8 @@ class Reader:
         both, for every cast in full."""
         threads = torch.get_num_threads()
         self._thread.submit(torch.set_num_threads, max(1, threads // 4)).result()
-        torch.set_num_threads(
-            threads
-        )  # it holds for the thread that calls it, and for those that are to come
+        # it holds for the thread that calls it, and for those that are to come
+        torch.set_num_threads(threads)
 
     def get(self, number: int) -> Slot:
         """The slot with this unit; waits for the reader, or reads now if something else was read ahead."""
